@@ -1,0 +1,44 @@
+"""The agent's own metrics, in a registry of its own. Every loss of a sample is counted here under its reason.
+
+The names are an interface: docs/metrics.md lists them, tests/test_docs.py holds the two together.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+from observer_agent.model import Loss
+
+
+class SelfMetrics:
+    """Counters and gauges; any thread may use them."""
+
+    def __init__(self, version: str) -> None:
+        self.registry = CollectorRegistry()
+        counter, gauge = self._counter, self._gauge
+        self.samples_lost = counter("samples_lost", "Samples that will never arrive, by reason.", "reason")
+        self.samples_given = counter("samples_given", "Samples that the queue took.")
+        self.samples_accepted = counter("samples_accepted", "Samples that the cloud accepted.")
+        self.probes = counter("probes", "Probes that ran.", "source_type")
+        self.probes_failed = counter("probes_failed", "Probes that gave no value.", "source_type", "reason")
+        self.probes_skipped = counter("probes_skipped", "Turns that were skipped, not caught up.", "source_type")
+        self.probe_lateness = gauge("probe_lateness_seconds", "How late the last probe began.", "source_type")
+        self.requests = counter("requests", "Requests to the cloud by endpoint and HTTP status.", "endpoint", "status")
+        self.worker_restarts = counter("worker_restarts", "Workers that crashed and came back.", "worker")
+        self.queue_depth = gauge("queue_depth", "Samples that wait in the queue.")
+        self.queue_oldest_age = gauge("queue_oldest_age_seconds", "Age of the oldest sample that waits.")
+        self.queue_capacity = gauge("queue_capacity", "Most samples that the queue holds.")
+        self.definitions = gauge("definitions", "Definitions that are applied.")
+        self._gauge("build_info", "1, with the version as label.", "version").labels(version).set(1)
+        for reason in Loss:
+            self.samples_lost.labels(reason.value)
+
+    def expose(self) -> bytes:
+        """The registry in the Prometheus text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"observer_agent_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"observer_agent_{name}", text, labels, registry=self.registry)
