@@ -1,0 +1,150 @@
+"""The front door: click commands that parse, call, print and choose the exit code.
+
+Exit codes: 0 well, 1 not well (each command says what that means), 2 wrong usage, 3 not running, 78 a wrong setting.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from observer_agent import __version__
+from observer_agent.errors import ConfigError, ObserverError
+
+EXIT_CONFIG = 78
+
+config_option = click.option(
+    "--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="TOML file of settings."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+
+
+def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
+    """Turns what a command returns or raises into an exit code and, where something is wrong, one line."""
+
+    @wraps(command)
+    def call(*args: Any, **kwargs: Any) -> None:
+        try:
+            code = command(*args, **kwargs)
+        except ConfigError as error:
+            click.echo(f"observer-agent: {error}", err=True)
+            code = EXIT_CONFIG
+        except ObserverError as error:
+            click.echo(f"observer-agent: {error}", err=True)
+            code = 2
+        sys.exit(code or 0)
+
+    return call
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="observer-agent", message="%(prog)s %(version)s")
+def main() -> None:
+    """Probes what you name, judges it, and delivers every verdict. It never needs you."""
+
+
+@main.command()
+@config_option
+@guarded
+def run(file: Path | None) -> int:
+    """Runs the agent until SIGTERM. Settings come from the environment and --config."""
+    from observer_agent import commands
+
+    return commands.run(file)
+
+
+@main.command()
+@config_option
+@click.option("--connect", is_flag=True, help="Ask the cloud as well: network, TLS, key, definitions.")
+@json_option
+@guarded
+def check(file: Path | None, connect: bool, as_json: bool) -> int:
+    """Says whether the settings are right. Exit 78 if not, 1 if the cloud does not answer."""
+    from observer_agent import commands, show
+
+    report = commands.check(file, connect)
+    click.echo(json.dumps(report) if as_json else show.check(report))
+    return 0 if report["ok"] else 1
+
+
+@main.command()
+@click.argument("source_type", metavar="TYPE", required=False)
+@click.argument("pairs", metavar="[KEY=VALUE]...", nargs=-1)
+@click.option("--file", "document", type=click.Path(path_type=Path, dir_okay=False), help="A document of definitions.")
+@click.option("--key", help="Which metric of the document.")
+@config_option
+@json_option
+@guarded
+def probe(
+    source_type: str | None,
+    pairs: tuple[str, ...],
+    document: Path | None,
+    key: str | None,
+    file: Path | None,
+    as_json: bool,
+) -> int:
+    """Looks once and shows what was seen. Exit 0 with a reading, 1 without."""
+    from observer_agent import commands, show
+
+    if bool(source_type) == bool(document) or bool(document) != bool(key):
+        raise click.UsageError("give TYPE key=value ..., or --file FILE --key KEY")
+    result = (
+        commands.probe_key(document, key, file) if document and key else commands.probe(source_type or "", pairs, file)
+    )
+    click.echo(json.dumps(result, default=str) if as_json else show.probe(result))
+    return 0 if result["value"] is not None else 1
+
+
+@main.command()
+@config_option
+@json_option
+@guarded
+def status(file: Path | None, as_json: bool) -> int:
+    """Says how the running agent is. Exit 0 if it delivers, 1 if not, 3 if none runs."""
+    from observer_agent import commands, show
+
+    state = commands.status(file)
+    if state is None:
+        click.echo(json.dumps({"running": False}) if as_json else "observer-agent is not running", err=not as_json)
+        return commands.NOT_RUNNING
+    click.echo(json.dumps(state) if as_json else show.status(state))
+    return 0 if state["cloud"]["delivering"] else 1
+
+
+@main.group()
+def queue() -> None:
+    """Looks at the queue file."""
+
+
+@queue.command()
+@config_option
+@json_option
+@guarded
+def stats(file: Path | None, as_json: bool) -> int:
+    """Counts what waits, what was accepted and what was lost; works with the agent running or not."""
+    from observer_agent import commands, show
+
+    found = commands.queue_stats(file)
+    click.echo(json.dumps(found) if as_json else show.table(found))
+    return 0
+
+
+@main.command()
+@click.option("--seconds", type=click.IntRange(min=20), help="How long; without it until Ctrl-C.")
+@json_option
+@guarded
+def demo(seconds: int | None, as_json: bool) -> int:
+    """Shows the whole way: real targets, an agent and a hub of its own, with an outage in the middle."""
+    from observer_agent.demo import Demo
+
+    return Demo(seconds, as_json).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The heartbeat: every 30 s it tells the cloud how the agent is, on a connection and a thread of its own.
+
+It reports from snapshots in memory and never waits for the queue, the sender or a probe. What the cloud answers is
+handed up: that it succeeded, and which definitions it holds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from observer_agent.clock import Clock
+from observer_agent.logs import Throttle
+from observer_agent.model import Health, Ledger, Orders
+from observer_agent.verdict import Grid
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 30.0
+WARN = 300.0
+DELIVERY_MAX = 20
+
+
+class Cloud(Protocol):
+    """What the heartbeat asks of the cloud."""
+
+    def beat(self, health: Health) -> Orders:
+        """Posts a heartbeat."""
+
+
+class Heartbeat:
+    """See the module. `health` makes the snapshot, `on_orders` hears of every outcome."""
+
+    def __init__(
+        self, cloud: Cloud, health: Callable[[], Health], clock: Clock, on_orders: Callable[[Orders], object]
+    ) -> None:
+        self._cloud = cloud
+        self._health = health
+        self._clock = clock
+        self._on_orders = on_orders
+        self._told: dict[str, Ledger] = {}
+        self._warn = Throttle(clock, WARN)
+        self._grid = Grid(clock.monotonic(), INTERVAL)
+        self.sent = 0
+        self.last_ok: float | None = None
+        self.last_orders: Orders | None = None
+
+    def step(self) -> float:
+        """One heartbeat; returns the seconds until the next."""
+        now = self._clock.monotonic()
+        if not self._grid.is_due(now):
+            return self._grid.due - now
+        self.beat()
+        now = self._clock.monotonic()
+        self._grid.advance(now)
+        return max(0.0, self._grid.due - now)
+
+    def beat(self) -> Orders:
+        """Sends one now."""
+        health = self._health()
+        news = tuple(ledger for ledger in health.delivery if self._is_news(ledger))[-DELIVERY_MAX:]
+        orders = self.last_orders = self._cloud.beat(replace(health, delivery=news))
+        if orders.ok:
+            self.sent += 1
+            self.last_ok = self._clock.now()
+            self._told.update({ledger.queue_id: ledger for ledger in news})
+            self._warn.reset()
+        elif self._warn.ready():
+            log.warning("The cloud did not take the heartbeat (status %d: %r)", orders.status, orders.text)
+        self._on_orders(orders)
+        return orders
+
+    def _is_news(self, ledger: Ledger) -> bool:
+        """Rows that wait, or a change since the last beat that the cloud took."""
+        return ledger.pending > 0 or self._told.get(ledger.queue_id, _nothing(ledger.queue_id)) != ledger
+
+
+def _nothing(queue_id: str) -> Ledger:
+    return Ledger(queue_id, 0, 0, 0, {})

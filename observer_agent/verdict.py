@@ -1,0 +1,74 @@
+"""Judging. Pure: a reading and thresholds in, a verdict out; and the grid of moments at which a job is due.
+
+Rules: CONTRACT.md, "Verdicts". A value exactly on an `over` or `under` threshold does not match.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+from observer_agent.model import Fault, Operation, Reading, Status, Thresholds, Verdict
+
+FIRST_DELAY = 0.5
+FIRST_SPREAD_MS = 7500
+TOGETHER = 0.001  # seconds within which two due moments are one
+
+
+def judge(reading: Reading, thresholds: Thresholds | None, on_target_fault: Status = Status.NO_DATA) -> Verdict:
+    """The verdict of a reading.
+
+    `on_target_fault` is the operator's PROBE_FAILURE_STATUS: with `unhealthy`, a fault of the target is pushed as
+    unhealthy with value 0 and no reason.
+    """
+    if reading.value is None or thresholds is None:
+        if on_target_fault is not Status.NO_DATA and reading.fault is Fault.TARGET:
+            return Verdict(on_target_fault, 0, None)
+        return Verdict(Status.NO_DATA, 0, reading.reason or "no_data")
+    if not math.isfinite(reading.value):
+        return Verdict(Status.NO_DATA, 0, "non_finite_value")
+    return Verdict(_status(reading.value, thresholds), reading.value, None)
+
+
+def _status(value: float, rules: Thresholds) -> Status:
+    if matches(rules.healthy_operation, value, rules.healthy_value):
+        return Status.HEALTHY
+    if matches(rules.unhealthy_operation, value, rules.unhealthy_value):
+        return Status.UNHEALTHY
+    return Status.DEGRADED
+
+
+def matches(operation: Operation, value: float, threshold: float) -> bool:
+    """Whether `value` fulfils a rule; strict, exact for `equal`."""
+    if operation is Operation.OVER:
+        return value > threshold
+    if operation is Operation.UNDER:
+        return value < threshold
+    return value == threshold
+
+
+def first_delay(metric_id: str) -> float:
+    """Seconds from learning a definition to its first probe: 0.5 plus a stable spread of up to 7.5."""
+    return FIRST_DELAY + zlib.crc32(metric_id.encode()) % FIRST_SPREAD_MS / 1000
+
+
+class Grid:
+    """Moments `start + n * interval` on the monotonic clock; missed ones are skipped, the phase never drifts."""
+
+    def __init__(self, start: float, interval: float) -> None:
+        self.start = start
+        self.interval = interval
+        self.due = start
+        self._n = 0
+
+    def is_due(self, now: float) -> bool:
+        """Whether the next moment has come, or is so near that it counts as now."""
+        return self.due <= now + TOGETHER
+
+    def advance(self, now: float) -> int:
+        """Moves on to the first moment after `now`; returns how many were skipped between."""
+        n = max(self._n + 1, math.floor((now + TOGETHER - self.start) / self.interval) + 1)
+        skipped = n - self._n - 1
+        self._n = n
+        self.due = self.start + n * self.interval
+        return skipped
