@@ -1,0 +1,44 @@
+# One file to remember: `make` alone lists what there is.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SECONDS_ARG := $(if $(SECONDS_TO_RUN),--seconds $(SECONDS_TO_RUN),)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench prove clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): setup.cfg pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: install Python 3.11 or newer, or set PYTHON"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: set PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,hub]'
+	@touch $@
+
+demo: $(STAMP) ## real probes, an agent, a hub and an outage, until Ctrl-C
+	@exec $(BIN)/observer-agent demo $(SECONDS_ARG)
+
+test: $(STAMP) ## the fast tests; everything with SLOW=1 or CI=true
+	$(BIN)/python -X dev -m pytest -q $(if $(SLOW)$(filter true,$(CI)),-m "not prove",-m "not slow and not prove") $(ARGS)
+
+check: $(STAMP) ## format, lint, types, docs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_floors.py tests/test_docs.py
+
+format: $(STAMP) ## put every file into the house's form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## figures of this machine, as ratios against named peers
+	$(BIN)/python -m benchmarks
+
+prove: $(STAMP) ## the long proofs: kills by the thousand and the like
+	$(BIN)/python -X dev -m pytest -q -m prove $(ARGS)
+
+clean: ## take away what the targets above have made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
