@@ -1,0 +1,101 @@
+"""Workers on real threads: crash, death, pause and stop."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from observer_agent.clock import Clock
+from observer_agent.worker import Supervisor, Worker
+
+LONG = 10.0
+
+
+def test_a_step_that_crashes_is_logged_counted_and_tried_again(caught):
+    done, told = threading.Event(), []
+    turns = iter([ValueError("secret-free"), None])
+
+    def step():
+        error = next(turns)
+        if error:
+            raise error
+        done.set()
+        return LONG
+
+    worker = Worker("send", step, Clock(), told.append)
+    worker.start()
+    assert done.wait(LONG)
+    worker.stop()
+    assert worker.join(LONG)
+    assert (worker.restarts, told) == (1, ["send"])
+    assert "Worker send crashed" in caught.text and "ValueError" in caught.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_died_altogether_is_replaced(caught):
+    back, deaths = threading.Event(), [True]
+
+    def step():
+        if deaths:
+            deaths.pop()
+            raise KeyboardInterrupt
+        back.set()
+        return LONG
+
+    supervisor, told = Supervisor(), []
+    worker = supervisor.add(Worker("beat", step, Clock(), told.append))
+    worker.join(LONG)
+    assert not worker.alive
+    supervisor.check()
+    assert back.wait(LONG)
+    assert worker.alive and told == ["beat"]
+    worker.stop()
+    assert worker.join(LONG)
+    supervisor.check()
+    assert not worker.alive, "one that was stopped stays stopped"
+
+
+def test_wake_ends_the_pause_and_stop_ends_the_worker():
+    turned = threading.Semaphore(0)
+
+    def step():
+        turned.release()
+        return 3600.0
+
+    worker = Worker("definitions", step, Clock())
+    worker.start()
+    assert turned.acquire(timeout=LONG)
+    worker.wake()
+    assert turned.acquire(timeout=LONG)
+    worker.stop()
+    assert worker.join(LONG)
+    assert worker.turns == 2
+
+
+def test_a_wake_before_the_pause_is_not_lost():
+    turned, go = threading.Semaphore(0), threading.Event()
+
+    def step():
+        turned.release()
+        assert go.wait(LONG)
+        return 3600.0
+
+    worker = Worker("send", step, Clock())
+    worker.start()
+    assert turned.acquire(timeout=LONG)
+    worker.wake()
+    go.set()
+    assert turned.acquire(timeout=LONG)
+    worker.stop()
+    assert worker.join(LONG)
+
+
+def test_join_keeps_its_budget():
+    go = threading.Event()
+    worker = Worker("probe-http-0", lambda: 0.0 if go.wait(LONG) else 0.0, Clock())
+    worker.start()
+    worker.stop()
+    assert not worker.join(0.01)
+    go.set()
+    assert worker.join(LONG)
