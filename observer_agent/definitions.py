@@ -29,7 +29,7 @@ EAGER_FOR = 600.0
 GAP = 10.0  # between two fetches that a heartbeat asks for
 FILE_EVERY = 5.0
 _ID = re.compile(r".{1,128}", re.DOTALL)
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _FINGERPRINT = (
     "interval",
     "interval_agent_push",

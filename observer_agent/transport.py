@@ -271,7 +271,7 @@ def describe(error: BaseException) -> str:
             return f"TLS: {one.reason or 'handshake failed'}"
         if isinstance(one, ResolveError):
             return f"name not resolved ({one.reason})"
-    if _cause(error, (TimeoutError, ConnectTimeoutError, requests.Timeout, urllib3.exceptions.TimeoutError)):
+    if _cause(error, (TimeoutError, urllib3.exceptions.ReadTimeoutError)):
         return "timed out"
     for one in chain:
         if isinstance(one, OSError) and one.errno and not isinstance(one, requests.RequestException):
