@@ -1,3 +1,45 @@
-"""observer-agent: probes, judges, queues and delivers. (The map of this directory follows.)"""
+"""observer-agent: probes, judges, keeps and delivers; observer-hub: the cloud that you host yourself.
+
+The way of one sample:
+    probes/tcp.py -> collector.py -> verdict.py -> diskqueue.py -> sender.py -> clouds/observer.py
+
+    floor 0 - words (stdlib only)
+errors.py         the few errors, drawn as a tree, named by what happens next
+clock.py          now, monotonic, and the only waits in the program
+model.py          definition, reading, verdict, sample, batch, answer, health: frozen data
+    floor 1 - tools (know words)
+config.py         environment, file and credential to frozen settings; a complaint names its key
+logs.py           text, JSON or journal lines, redaction, throttling of repeated lines
+selfmetrics.py    the agent's own registry; every loss has a reason here
+backoff.py        pure: attempt number and Retry-After to seconds
+resolver.py       names to addresses within a deadline
+transport.py      one HTTP call under a deadline: an answer, never an exception
+verdict.py        pure: thresholds, and the grid of due moments
+worker.py         a step repeated on a named thread; the supervisor
+queuefile.py      the format of the queue file, and reading it from outside
+document.py       a document of definitions to the wire's rows
+    floor 2 - ends (know tools; never one another)
+probes/           the table of source types, and look(): deadline, duration, catch-all around any probe
+diskqueue.py      the bounded queue on persist-queue: put, peek, settle
+clouds/           the table of dialects: observer, memory
+    floor 3 - the line (is handed the ends)
+collector.py      due jobs of one source type, a pool of threads
+sender.py         peek, deliver, settle by the answer, when next
+heartbeat.py      every 30 s on a connection of its own
+definitions.py    when to fetch, what a row means, the last good set
+broadcast.py      log lines to the cloud, best effort
+    floor 4 - the whole
+agent.py          joins the parts, starts and stops them in order, applies definitions
+    floor 5 - around it
+status.py         the agent's state as one JSON object
+show.py           results as text for a person
+commands.py       what each command does
+demo.py           targets, a hub, an agent and an outage, in one command
+dashboard/        the local page: /api/state, /metrics, /healthz, /readyz
+hub/              the self-hosted cloud: a program of its own
+    floor 6 - the front door
+cli.py            click commands: parse, call, print, exit code
+__main__.py       python -m observer_agent
+"""
 
 __version__ = "0.1.0"
