@@ -114,6 +114,10 @@ class Agent:
             "observer-agent %s started at %s; queue %s holds %d of %d",
             __version__, self.started_at, self.queue.file, self.queue.depth, self.queue.capacity,
         )  # fmt: skip
+        if self.settings.skip_ssl_verification:
+            log.warning("SKIP_SSL_VERIFICATION is on: anybody on the way can read the key and all samples")
+        if self.settings.heartbeat_relay_enabled:
+            log.warning("HEARTBEAT_RELAY_ENABLED is set, but this version has no relay")
         self._work("beat", self.heartbeat.step)
         self.sender.wake = self.queue.on_put = self._work("send", self.sender.step).wake
         self._start_definitions()

@@ -106,7 +106,7 @@ def test_a_key_that_is_none_is_refused_and_never_shown(key):
 
 
 def test_a_key_file_that_cannot_be_read(tmp_path):
-    with pytest.raises(ConfigError, match="AGENT_KEY_FILE=.*cannot be read"):
+    with pytest.raises(ConfigError, match=r"AGENT_KEY_FILE=.*cannot be read"):
         load({"AGENT_KEY_FILE": str(tmp_path / "missing")})
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="ASCII"):
@@ -143,7 +143,7 @@ def test_a_wrong_file_is_named(tmp_path, text, part):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="--config=.*cannot be read"):
+    with pytest.raises(ConfigError, match=r"--config=.*cannot be read"):
         load(env(), tmp_path / "missing.toml")
 
 

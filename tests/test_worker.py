@@ -93,7 +93,7 @@ def test_a_wake_before_the_pause_is_not_lost():
 
 def test_join_keeps_its_budget():
     go = threading.Event()
-    worker = Worker("probe-http-0", lambda: 0.0 if go.wait(LONG) else 0.0, Clock())
+    worker = Worker("probe-http-0", lambda: float(not go.wait(LONG)), Clock())
     worker.start()
     worker.stop()
     assert not worker.join(0.01)
