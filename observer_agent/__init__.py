@@ -17,6 +17,7 @@ transport.py      one HTTP call under a deadline: an answer, never an exception
 verdict.py        pure: thresholds, and the grid of due moments
 worker.py         a step repeated on a named thread; the supervisor
 queuefile.py      the format of the queue file, and reading it from outside
+accounts.py       what each queue id was given, accepted and lost
 document.py       a document of definitions to the wire's rows
     floor 2 - ends (know tools; never one another)
 probes/           the table of source types, and look(): deadline, duration, catch-all around any probe

@@ -7,21 +7,19 @@ with the accounts that it changes. `depth`, `oldest_age` and `ledgers` answer fr
 
 from __future__ import annotations
 
-import bisect
 import fcntl
-import itertools
 import logging
 import sqlite3
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from persistqueue.sqlqueue import SQLiteQueue
 
 from observer_agent import queuefile
+from observer_agent.accounts import Accounts, Change, Held, Lost, oldest_row
 from observer_agent.clock import Clock
 from observer_agent.errors import QueueError
 from observer_agent.model import Answer, Batch, Fate, Ledger, Loss, Reject, Row, Sample
@@ -32,11 +30,9 @@ log = logging.getLogger(__name__)
 EVICT_AT_ONCE = 32
 KEEP_REJECTED = 1000
 KEEP_REJECTED_SECONDS = 7 * 86400.0
-KEEP_OPENINGS = 20
 TEXT_MAX = 200
 
 _INSERT = f"INSERT INTO {TABLE} (_id, data, timestamp, crc, metric_id) VALUES (?, ?, ?, ?, ?)"
-_COUNT = "INSERT INTO counters VALUES (?, ?, ?) ON CONFLICT (queue_id, name) DO UPDATE SET n = n + excluded.n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +65,6 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
         self._sync = sync
         self._lock_file = _lock(file)
         self._flight: tuple[int, int] | None = None
-        self._oldest: float | None = None
         try:
             super().__init__(str(file.parent), multithreading=True, serializer=_NoSerializer, db_file_name=file.name)
         except BaseException:
@@ -85,29 +80,8 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
 
     def _count(self) -> int:
         """Reads the accounts; the base class calls it once, at the end of its opening."""
-        meta = "SELECT next_id, rows, bytes, started_at FROM meta"
-        self._next_id, rows, self._bytes, self._started_at = self._putter.execute(meta).fetchone()
-        self.queue_id = str(uuid.uuid4())
-        with transaction(self._putter) as tx:
-            _fold_old_openings(tx, self._next_id)
-            tx.execute("INSERT INTO openings VALUES (?, ?)", (self.queue_id, self._next_id))
-            tx.execute("UPDATE meta SET clean = 0")
-        self._load_accounts()
-        return int(rows)
-
-    def _load_accounts(self) -> None:
-        found = self._putter.execute("SELECT queue_id, first_row_id FROM openings ORDER BY first_row_id").fetchall()
-        self._ids = [row[0] for row in found]
-        self._firsts = [row[1] for row in found]
-        self._accepted: Counter[str] = Counter()
-        self._lost: dict[str, Counter[str]] = {}
-        for queue_id, name, n in self._putter.execute("SELECT queue_id, name, n FROM counters"):
-            if name == "accepted":
-                self._accepted[queue_id] = n
-            else:
-                self._lost.setdefault(queue_id, Counter())[name] = n
-        self._oldest = self._read_oldest(self._putter)
-        self._ledgers = {queue_id: self._ledger(queue_id) for queue_id in self._ids}
+        self.accounts = Accounts(self._putter)
+        return self.accounts.held.rows
 
     # -- put
 
@@ -120,44 +94,44 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
             return 0
         now = self._clock.now()
         with self.tran_lock:
-            first = self._next_id
-            rows = [_row(first + n, sample, now) for n, sample in enumerate(samples)]
+            before = self.accounts.held
+            rows = [_row(before.next_id + n, sample, now) for n, sample in enumerate(samples)]
             with transaction(self._putter) as tx:
                 tx.executemany(_INSERT, rows)
-                held = (self.total + len(rows), self._bytes + sum(len(row[1]) for row in rows))
-                gone, held = self._evict(tx, held, now)
-                self._write_accounts(tx, held, first + len(rows), lost=gone)
-                oldest = self._oldest if self._oldest is not None and not gone else self._read_oldest(tx)
-            self._take_over(held, first + len(rows), oldest, lost=gone)
+                size = before.bytes + sum(len(row[1]) for row in rows)
+                held = replace(before, next_id=before.next_id + len(rows), rows=before.rows + len(rows), bytes=size)
+                lost, held = self._evict(tx, held, now)
+                if lost or held.oldest is None:
+                    held = replace(held, oldest=oldest_row(tx))
+                change = Change(held, lost)
+                self.accounts.write(tx, change)
+            self._take(change)
         self.on_put()
-        return sum(gone.values())
+        return lost.total()
 
-    def _evict(
-        self, tx: sqlite3.Connection, held: tuple[int, int], now: float
-    ) -> tuple[Counter[tuple[str, str]], tuple[int, int]]:
+    def _evict(self, tx: sqlite3.Connection, held: Held, now: float) -> tuple[Lost, Held]:
         """Deletes the oldest rows that are not in flight until the bounds hold; returns what went, and what stays."""
-        gone: Counter[tuple[str, str]] = Counter()
-        count, size = held
+        lost: Lost = Counter()
         while True:
-            over, loss = self._excess(tx, count, size, now)
+            over, reason = self._excess(tx, held, now)
             rows = self._oldest_rows(tx, over) if over else []
             if not rows:
-                return gone, (count, size)
+                return lost, held
             tx.executemany(f"DELETE FROM {TABLE} WHERE _id = ?", [(row[0],) for row in rows])
-            for row_id, length in rows:
-                gone[self._queue_id_of(row_id), loss] += 1
-                count, size = count - 1, size - length
+            lost += self.accounts.count([row[0] for row in rows], reason)
+            held = held.without(len(rows), sum(row[1] for row in rows))
 
-    def _excess(self, tx: sqlite3.Connection, count: int, size: int, now: float) -> tuple[int, Loss]:
+    def _excess(self, tx: sqlite3.Connection, held: Held, now: float) -> tuple[int, Loss]:
         """How many rows may go in the next bite, and why."""
-        if count > self.bounds.rows:
-            return min(count - self.bounds.rows, EVICT_AT_ONCE), Loss.CAP
-        if self.bounds.bytes is not None and size > self.bounds.bytes:
+        bounds = self.bounds
+        if held.rows > bounds.rows:
+            return min(held.rows - bounds.rows, EVICT_AT_ONCE), Loss.CAP
+        if bounds.bytes is not None and held.bytes > bounds.bytes:
             return 1, Loss.CAP
-        if self.bounds.age is not None and self._oldest is not None and self._oldest < now - self.bounds.age:
+        if bounds.age is not None and held.oldest is not None and held.oldest < now - bounds.age:
             low, high = self._flight or (0, 0)
             old = f"SELECT count(*) FROM {TABLE} WHERE timestamp < ? AND _id NOT BETWEEN ? AND ?"
-            found = tx.execute(old, (now - self.bounds.age, low, high)).fetchone()[0]
+            found = tx.execute(old, (now - bounds.age, low, high)).fetchone()[0]
             return min(int(found), EVICT_AT_ONCE), Loss.AGE
         return 0, Loss.CAP
 
@@ -187,8 +161,8 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
                 good = [Row(i, data) for i, data, crc in found if checksum(i, data) == crc]
                 if len(good) < len(found):
                     self._discard([row[0] for row in found], {row.id for row in good})
-            queue_id = self._queue_id_of(good[0].id)
-            rows = tuple(row for row in good if self._queue_id_of(row.id) == queue_id)
+            queue_id = self.accounts.queue_id_of(good[0].id)
+            rows = tuple(row for row in good if self.accounts.queue_id_of(row.id) == queue_id)
             self._flight = (rows[0].id, rows[-1].id)
         return Batch(queue_id, rows)
 
@@ -208,27 +182,27 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
             self._flight = None
             return
         refused = _refused(batch, answer)
-        if answer.fate is Fate.FENCED:
-            lost = Counter({(batch.queue_id, Loss.FENCED.value): len(batch)})
-        else:
-            lost = Counter({(batch.queue_id, loss.value): len(refused)}) if refused else Counter()
+        reason, gone = (Loss.FENCED, len(batch)) if answer.fate is Fate.FENCED else (loss, len(refused))
+        lost: Lost = Counter({(batch.queue_id, reason.value): gone} if gone else {})
         with self.tran_lock:
             with transaction(self._putter) as tx:
-                gone, size = self._delete(tx, batch)
-                held = (self.total - gone, self._bytes - size)
-                accepted = gone - sum(lost.values())
+                if not self._delete(tx, batch):
+                    return  # a suspect that was not in flight and has been evicted meanwhile
                 self._bury(tx, batch, refused, answer)
-                self._write_accounts(tx, held, self._next_id, lost=lost, accepted=(batch.queue_id, accepted))
-                oldest = self._read_oldest(tx)
+                held = self.accounts.held.without(len(batch), sum(len(row.data) for row in batch.rows))
+                held = replace(held, oldest=oldest_row(tx))
+                change = Change(held, lost, (batch.queue_id, len(batch) - gone))
+                self.accounts.write(tx, change)
             self._flight = None
-            self._take_over(held, self._next_id, oldest, lost=lost, accepted=(batch.queue_id, accepted))
+            self._take(change)
 
-    def _delete(self, tx: sqlite3.Connection, batch: Batch) -> tuple[int, int]:
+    def _delete(self, tx: sqlite3.Connection, batch: Batch) -> bool:
+        """Takes the rows of a batch out; False when none of them is there."""
         low, high = batch.rows[0].id, batch.rows[-1].id
         gone = tx.execute(f"DELETE FROM {TABLE} WHERE _id BETWEEN ? AND ?", (low, high)).rowcount
-        if gone != len(batch):
-            raise QueueError(f"{gone} rows of a batch of {len(batch)} were in the queue")
-        return gone, sum(len(row.data) for row in batch.rows)
+        if gone not in (0, len(batch)):
+            raise QueueError(f"only {gone} rows of a batch of {len(batch)} were in the queue")
+        return gone > 0
 
     def _bury(self, tx: sqlite3.Connection, batch: Batch, refused: Sequence[tuple[Row, str]], answer: Answer) -> None:
         """Keeps refused rows as dead letters: the newest 1,000 of seven days."""
@@ -252,80 +226,33 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
     def _discard(self, seen: list[int], good: set[int]) -> None:
         """Takes rows out that do not match their checksum: they are lost as `damaged`."""
         bad = [row_id for row_id in seen if row_id not in good]
-        lost = Counter((self._queue_id_of(row_id), Loss.DAMAGED.value) for row_id in bad)
+        marks = ",".join("?" * len(bad))
         with transaction(self._putter) as tx:
-            size = 0
-            for row_id in bad:
-                length = f"SELECT length(data) FROM {TABLE} WHERE _id = ?"
-                size += tx.execute(length, (row_id,)).fetchone()[0]
-                tx.execute(f"DELETE FROM {TABLE} WHERE _id = ?", (row_id,))
-            held = (self.total - len(bad), max(0, self._bytes - size))
-            self._write_accounts(tx, held, self._next_id, lost=lost)
-            oldest = self._read_oldest(tx)
-        self._take_over(held, self._next_id, oldest, lost=lost)
+            size = tx.execute(f"SELECT total(length(data)) FROM {TABLE} WHERE _id IN ({marks})", bad).fetchone()[0]
+            tx.execute(f"DELETE FROM {TABLE} WHERE _id IN ({marks})", bad)
+            held = replace(self.accounts.held.without(len(bad), int(size)), oldest=oldest_row(tx))
+            change = Change(held, self.accounts.count(bad, Loss.DAMAGED))
+            self.accounts.write(tx, change)
+        self._take(change)
         log.error("%d samples in the queue file were damaged and are lost", len(bad))
 
-    # -- accounts
-
-    def _write_accounts(
-        self,
-        tx: sqlite3.Connection,
-        held: tuple[int, int],
-        next_id: int,
-        *,
-        lost: Counter[tuple[str, str]],
-        accepted: tuple[str, int] | None = None,
-    ) -> None:
-        """The accounts in the file, in the transaction that changes them."""
-        tx.execute("UPDATE meta SET next_id = ?, rows = ?, bytes = ?", (next_id, *held))
-        for (queue_id, reason), n in lost.items():
-            tx.execute(_COUNT, (queue_id, str(reason), n))
-        if accepted and accepted[1]:
-            tx.execute(_COUNT, (accepted[0], "accepted", accepted[1]))
-
-    def _take_over(
-        self,
-        held: tuple[int, int],
-        next_id: int,
-        oldest: float | None,
-        *,
-        lost: Counter[tuple[str, str]],
-        accepted: tuple[str, int] | None = None,
-    ) -> None:
-        """The accounts in memory, after the commit."""
-        self.total, self._bytes = held
-        self._next_id, self._oldest = next_id, oldest
-        touched = {self.queue_id}
-        for (queue_id, reason), n in lost.items():
-            self._lost.setdefault(queue_id, Counter())[str(reason)] += n
-            touched.add(queue_id)
+    def _take(self, change: Change) -> None:
+        self.accounts.take(change)
+        self.total = change.held.rows
+        for (_, reason), n in change.lost.items():
             self.on_loss(Loss(reason), n)
-        if accepted:
-            self._accepted[accepted[0]] += accepted[1]
-            touched.add(accepted[0])
-        for queue_id in touched:
-            self._ledgers[queue_id] = self._ledger(queue_id)
-
-    def _ledger(self, queue_id: str) -> Ledger:
-        at = self._ids.index(queue_id)
-        end = self._firsts[at + 1] if at + 1 < len(self._firsts) else self._next_id
-        given, accepted = end - self._firsts[at], self._accepted[queue_id]
-        lost = dict(self._lost.get(queue_id, {}))
-        return Ledger(queue_id, given, accepted, given - accepted - sum(lost.values()), lost)
-
-    def _queue_id_of(self, row_id: int) -> str:
-        return str(self._ids[max(0, bisect.bisect_right(self._firsts, row_id) - 1)])
-
-    def _read_oldest(self, conn: sqlite3.Connection) -> float | None:
-        row = conn.execute(f"SELECT timestamp FROM {TABLE} ORDER BY _id LIMIT 1").fetchone()
-        return float(row[0]) if row else None
 
     # -- what others may ask at any time
 
     @property
+    def queue_id(self) -> str:
+        """The queue id of this opening."""
+        return self.accounts.queue_id
+
+    @property
     def depth(self) -> int:
         """Rows that wait."""
-        return int(self.total)
+        return self.accounts.held.rows
 
     @property
     def capacity(self) -> int:
@@ -335,35 +262,30 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
     @property
     def size_bytes(self) -> int:
         """Bytes of data that wait."""
-        return int(self._bytes)
+        return self.accounts.held.bytes
 
     def oldest_age(self) -> float:
         """Seconds for which the oldest row has waited; 0 when there is none."""
-        oldest = self._oldest
+        oldest = self.accounts.held.oldest
         return max(0.0, self._clock.now() - oldest) if oldest is not None else 0.0
 
     def ledgers(self) -> tuple[Ledger, ...]:
         """The account of every queue id that the file knows, oldest first."""
-        known = dict(self._ledgers)
-        return tuple(known[queue_id] for queue_id in self._ids if queue_id in known)
+        return self.accounts.ledgers()
 
     def lost(self) -> dict[str, int]:
         """Losses by reason, over all queue ids."""
-        total: Counter[str] = Counter()
-        for by_reason in list(self._lost.values()):
-            total.update(by_reason)
-        return dict(total)
+        return self.accounts.lost()
 
     def claim_start(self) -> float:
         """The start time of this process: now, or a millisecond after the last one that the file knows.
 
         Kept in the file, so that a clock set back never fences an agent against itself. Seconds since 1970.
         """
-        now = round(self._clock.now(), 3)
-        started_at = max(now, round(self._started_at + 0.001, 3))
+        started_at = max(round(self._clock.now(), 3), round(self.accounts.started_at + 0.001, 3))
         with self.tran_lock, transaction(self._putter) as tx:
             tx.execute("UPDATE meta SET started_at = ?", (started_at,))
-        self._started_at = started_at
+        self.accounts.started_at = started_at
         return float(started_at)
 
     def close(self) -> None:
@@ -435,17 +357,3 @@ def _valid(rejects: Iterable[Reject], length: int) -> list[Reject]:
 
 def _reject_text(reject: Reject) -> str:
     return f"{reject.field}: {reject.code}"
-
-
-def _fold_old_openings(tx: sqlite3.Connection, next_id: int) -> None:
-    """Forgets openings that hold no row: empty ones at once, others once 20 newer ones stand; keeps their sums."""
-    tx.execute("DELETE FROM openings WHERE first_row_id >= ?", (next_id,))
-    oldest_row = tx.execute(f"SELECT min(_id) FROM {TABLE}").fetchone()[0] or next_id
-    found = tx.execute("SELECT queue_id, first_row_id FROM openings ORDER BY first_row_id").fetchall()
-    kept = len(found) - KEEP_OPENINGS
-    for at, ((queue_id, _), (_, end)) in enumerate(itertools.pairwise(found)):
-        if at < kept and end <= oldest_row:
-            sums = tx.execute("SELECT name, n FROM counters WHERE queue_id = ?", (queue_id,)).fetchall()
-            tx.executemany(_COUNT, [("total", name, n) for name, n in sums])
-            tx.execute("DELETE FROM counters WHERE queue_id = ?", (queue_id,))
-            tx.execute("DELETE FROM openings WHERE queue_id = ?", (queue_id,))
