@@ -84,9 +84,17 @@ class Resolver:
                 if free <= 0:
                     raise ResolveError("dns_overloaded", "too many lookups hang")
                 lookup = self._running[name] = _Lookup()
-                spawn(f"resolve-{len(self._running)}", lambda: self._run(name, lookup))
+                self._spawn(name, lookup)
             lookup.waiting.append(alarm)
             return lookup
+
+    def _spawn(self, name: str, lookup: _Lookup) -> None:
+        try:
+            spawn(f"resolve-{len(self._running)}", lambda: self._run(name, lookup))
+        except RuntimeError:
+            # The machine gives no more threads; a lookup that nobody runs must not be waited for.
+            del self._running[name]
+            raise ResolveError("dns_overloaded", "no thread could be started") from None
 
     def _leave(self, lookup: _Lookup, alarm: Alarm) -> None:
         with self._lock:
@@ -108,7 +116,9 @@ class Resolver:
                 self._good[name] = None
                 if len(self._good) > GOOD_NAMES:
                     self._good.popitem(last=False)
-        for alarm in lookup.waiting:
+            # A copy: whoever leaves now takes itself off the list.
+            waiting = tuple(lookup.waiting)
+        for alarm in waiting:
             alarm.ring()
 
 

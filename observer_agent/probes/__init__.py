@@ -1,0 +1,83 @@
+"""Probes: one look at one target. A source type's name and its typed configuration in, a `Reading` out.
+
+`SOURCES` is the table of source types: a new one is a file and a line. `parse` turns a raw `source_config` into the
+typed one (agent and hub); `Prober.look` runs a probe under its deadline on whatever thread calls it, and never raises.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from observer_agent.errors import InvalidConfig
+from observer_agent.model import Fault, Reading
+from observer_agent.probes import http, prometheus, tcp
+from observer_agent.probes._reasons import Reason
+from observer_agent.probes._tools import Tools
+
+__all__ = ["SOURCES", "Prober", "Reason", "SourceType", "Tools", "UnknownSourceType", "parse"]
+
+log = logging.getLogger(__name__)
+
+
+class SourceType(NamedTuple):
+    """One kind of thing to watch: how its configuration is read, and how one look is done."""
+
+    parse: Callable[[object], Any]
+    probe: Callable[[Any, float, Tools], Reading]
+
+
+class UnknownSourceType(InvalidConfig):
+    """No source type of this name exists in this version."""
+
+
+SOURCES: Final[Mapping[str, SourceType]] = MappingProxyType(
+    {
+        "tcp": SourceType(tcp.parse, tcp.probe),
+        "http": SourceType(http.parse, http.probe),
+        "prometheus": SourceType(prometheus.parse, prometheus.probe),
+    }
+)
+
+
+def parse(source_type: str, config: Mapping[str, Any]) -> Any:
+    """The typed, normalised configuration with its defaults; raises InvalidConfig or UnknownSourceType."""
+    source = SOURCES.get(source_type)
+    if source is None:
+        raise UnknownSourceType(f"source_type: {ascii(source_type)[:66]} is not known to this version")
+    return source.parse(config)
+
+
+class Prober:
+    """Runs probes with one set of tools; safe from any thread."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+
+    def look(self, source_type: str, config: Any, timeout_override: float | None = None) -> Reading:
+        """One look, ended within 50 ms of its deadline; never raises.
+
+        The deadline is the configuration's own `timeout`, or `timeout_override`, in seconds from now. `duration_ms` of
+        the reading is the whole look in milliseconds.
+        """
+        monotonic = self._tools.clock.monotonic
+        started = monotonic()
+        try:
+            timeout = config.timeout if timeout_override is None else timeout_override
+            reading = SOURCES[source_type].probe(config, started + timeout, self._tools)
+        except Exception as error:
+            # Only the class: a message may hold anything that the probe had in its hands.
+            name = type(error).__name__
+            log.error("A %s probe broke with %s: please report it; other probes go on", source_type, name)
+            text = f"the probe broke with {name}"
+            reading = Reading(None, Reason.SOURCE_THREW.value, Fault.AGENT, detail={"error": text})
+        return self._finished(reading, round((monotonic() - started) * 1000, 3))
+
+    def _finished(self, reading: Reading, duration_ms: float) -> Reading:
+        if "error" not in reading.detail:
+            return replace(reading, duration_ms=duration_ms)
+        detail = {**reading.detail, "error": self._tools.redact(reading.detail["error"])}
+        return replace(reading, duration_ms=duration_ms, detail=detail)

@@ -1,0 +1,115 @@
+"""The front door of the hub: commands that parse, call, print and choose the exit code.
+
+Exit codes: 0 well, 1 not well, 2 wrong usage, 78 a wrong setting or a document that cannot be read.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from observer_agent import __version__
+from observer_agent.errors import ConfigError, DocumentError, ObserverError
+
+EXIT_CONFIG = 78
+FOR_EVER = 3600.0
+
+
+def guarded(command: Callable[..., object]) -> Callable[..., None]:
+    """Turns the errors of this program into one line and an exit code."""
+
+    @wraps(command)
+    def call(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except ObserverError as error:
+            click.echo(f"observer-hub: {error}", err=True)
+            sys.exit(EXIT_CONFIG if isinstance(error, ConfigError | DocumentError) else 1)
+
+    return call
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="observer-hub", message="%(prog)s %(version)s")
+def main() -> None:
+    """The cloud that you host yourself: hands out definitions, takes verdicts and heartbeats, shows a page."""
+
+
+@main.group()
+def key() -> None:
+    """Keys of agents."""
+
+
+@key.command()
+@click.argument("name")
+@guarded
+def create(name: str) -> None:
+    """Creates the agent NAME and prints its key, this once, as the last line."""
+    with opened() as (store, _):
+        made = store.create_key(name)
+    click.echo(f"The key of {name}; it is not kept here and cannot be shown again:")
+    click.echo(made)
+
+
+@main.command()
+@click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="A document of definitions.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Other than loopback needs OBSERVER_HUB_TOKEN.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0: a free one.")
+@guarded
+def serve(file: Path | None, host: str, port: int) -> None:
+    """Serves until SIGTERM."""
+    from observer_agent.clock import Signals
+    from observer_agent.hub import settings
+
+    settings.check_bind(host, settings.load(os.environ))
+    with Signals((signal.SIGTERM, signal.SIGINT)) as signals, serving(file, host, port) as url:
+        click.echo(f"listening on {url}")
+        while not signals.wait(FOR_EVER):
+            pass
+
+
+@contextmanager
+def opened() -> Iterator[tuple[Any, Any]]:
+    """The store and the settings, with logs going to stderr."""
+    from observer_agent import logs
+    from observer_agent.clock import Clock
+    from observer_agent.hub import settings
+    from observer_agent.hub.database import open_database
+    from observer_agent.hub.store import Store
+
+    found, clock, redact = settings.load(os.environ), Clock(), logs.Redactor()
+    redact.add(found.token)
+    with closing(logs.configure(found.log_format, found.verbose, clock, redact)):
+        with closing(open_database(found.database_url)) as database:
+            yield Store(database, clock), found
+
+
+@contextmanager
+def serving(file: Path | None, host: str, port: int) -> Iterator[str]:
+    """A hub that serves while the block runs; gives its URL."""
+    from observer_agent.clock import Clock
+    from observer_agent.hub import apply, server
+    from observer_agent.hub.app import create_app
+
+    with opened() as (store, found):
+        if file is not None:
+            apply.apply_file(store, file)
+        server.adopt_log()
+        running = server.Server(create_app(store, Clock(), found.token), host, port)
+        running.start()
+        try:
+            yield running.url
+        finally:
+            running.stop()
+
+
+if __name__ == "__main__":
+    main()

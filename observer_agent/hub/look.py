@@ -1,0 +1,163 @@
+"""Everything that is read: definitions for agents, the read API's objects, judged at the time of looking.
+
+Returns plain JSON-able objects, instants as the wire's text. Runs on the threads of the server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, RowMapping, Table, select
+
+from observer_agent.clock import Clock, iso
+from observer_agent.hub import schema
+from observer_agent.hub.database import Database
+from observer_agent.hub.fencing import is_duplicate
+from observer_agent.hub.store import NO_PROBE, REVISION, UNMANAGED, Agent
+
+ONLINE_SECONDS = 90.0
+STALE_SECONDS = 900.0
+STALE_INTERVALS = 3
+LISTED_QUEUES = 20
+
+
+class Definitions(NamedTuple):
+    """What one agent is to watch: the array as JSON, and its version, a hash of it."""
+
+    body: bytes
+    version: str
+
+
+class Look:
+    """The reading side of the hub."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._definitions: dict[str, tuple[int, Definitions]] = {}
+
+    def definitions(self, agent: Agent) -> Definitions:
+        """The definitions for one agent; kept until any definition changes."""
+        with self._database.read() as conn:
+            counters = schema.counters
+            revision = conn.scalar(select(counters.c.n).where(counters.c.name == REVISION)) or 0
+            known = self._definitions.get(agent.name)
+            if known is None or known[0] != revision:
+                known = self._definitions[agent.name] = revision, _definitions(conn, agent.name)
+        return known[1]
+
+    def agents(self) -> list[dict[str, Any]]:
+        """Every agent, by name."""
+        with self._database.read() as conn:
+            ledgers = _by_agent(conn)
+            rows = conn.execute(select(schema.agents).order_by(schema.agents.c.name)).mappings()
+            return [self._agent(row, ledgers.get(row["id"], [])) for row in rows]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every metric, one entry for each agent that has pushed it, one without an agent if none has."""
+        metrics, latest = schema.metrics, schema.latest
+        query = (
+            select(metrics, *_named(latest, "agent_id", "value", "timestamp", "status", "reason", "received_at"))
+            .outerjoin(latest, latest.c.metric_id == metrics.c.id)
+            .order_by(metrics.c.managed.desc(), metrics.c.key, metrics.c.id, latest.c.agent_id)
+        )
+        with self._database.read() as conn:
+            return [self._metric(row) for row in conn.execute(query).mappings()]
+
+    def pushes(self, metric_id: str, limit: int) -> list[dict[str, Any]] | None:
+        """The last rows of a metric, newest first; None when there is no such metric."""
+        metrics, pushes = schema.metrics, schema.pushes
+        with self._database.read() as conn:
+            if conn.scalar(select(metrics.c.id).where(metrics.c.id == metric_id)) is None:
+                return None
+            query = select(pushes).where(pushes.c.metric_id == metric_id).order_by(pushes.c.id.desc()).limit(limit)
+            return [_push(row) for row in conn.execute(query).mappings()]
+
+    def _agent(self, row: RowMapping, delivery: list[dict[str, Any]]) -> dict[str, Any]:
+        now, seen = self._clock.now(), row["last_heartbeat_at"]
+        same = ("version", "uptime_seconds", "restarts", "queue_depth", "queue_oldest_age_seconds", "queue_capacity")
+        return {
+            "id": row["id"],
+            "name": row["name"],
+            "state": "online" if seen is not None and now - seen < ONLINE_SECONDS else "offline",
+            "agent_started_at": _iso(row["started_at"]),
+            "last_heartbeat_at": _iso(seen),
+            **{name: row[name] for name in same},
+            "source_types_active": json.loads(row["facts"]).get("source_types_active", []),
+            "hostname": row["hostname"],
+            "duplicate_key": is_duplicate(row["duplicate_seen_at"], now),
+            "taken": row["taken"],
+            "duplicates": row["duplicates"],
+            "delivery": delivery,
+        }
+
+    def _metric(self, row: RowMapping) -> dict[str, Any]:
+        return {
+            "id": row["id"],
+            "key": row["key"],
+            "title": row["title"] or row["key"] or row["id"],
+            "source_type": row["source_type"],
+            "unmanaged": not row["managed"],
+            "agent_id": row["latest_agent_id"],
+            "status": self._status(row),
+            "value": row["latest_value"],
+            "reason": row["latest_reason"],
+            "timestamp": _iso(row["latest_timestamp"]),
+            "last_push_at": _iso(row["latest_received_at"]),
+        }
+
+    def _status(self, row: RowMapping) -> str | None:
+        """The last status, `unknown` when its push is older than three push intervals (CONTRACT.md)."""
+        if row["latest_received_at"] is None:
+            return None
+        minutes = json.loads(row["definition"]).get("interval_agent_push", 0)
+        patience = max(STALE_SECONDS, STALE_INTERVALS * 60.0 * minutes)
+        stale = self._clock.now() - row["latest_received_at"] > patience
+        return "unknown" if stale else str(row["latest_status"])
+
+
+def _definitions(conn: Connection, name: str) -> Definitions:
+    metrics = schema.metrics
+    query = (
+        select(metrics.c.definition, metrics.c.agents)
+        .where(metrics.c.managed.is_(True), metrics.c.source_type.not_in((NO_PROBE, UNMANAGED)))
+        .order_by(metrics.c.key)
+    )
+    rows = [each.definition for each in conn.execute(query) if name in (json.loads(each.agents) or [name])]
+    body = f"[{','.join(rows)}]".encode()
+    return Definitions(body, hashlib.sha256(body).hexdigest()[:32])
+
+
+def _named(table: Table, *names: str) -> list[Any]:
+    return [table.c[name].label(f"{table.name}_{name}") for name in names]
+
+
+def _by_agent(conn: Connection) -> dict[str, list[dict[str, Any]]]:
+    """What each agent last reported of each of its queues, the latest reports first."""
+    deliveries = schema.deliveries
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in conn.execute(select(deliveries).order_by(deliveries.c.reported_at.desc())).mappings():
+        listed = found.setdefault(row["agent_id"], [])
+        if len(listed) < LISTED_QUEUES:
+            listed.append(_ledger(row))
+    return found
+
+
+def _ledger(row: RowMapping) -> dict[str, Any]:
+    counts = {name: row[name] for name in ("queue_id", "given", "accepted", "pending")}
+    return {**counts, "lost": json.loads(row["lost"])}
+
+
+def _push(row: RowMapping) -> dict[str, Any]:
+    same = ("agent_id", "queue_id", "row_id", "value", "status", "reason")
+    return {
+        **{name: row[name] for name in same},
+        "timestamp": iso(row["timestamp"]),
+        "received_at": iso(row["received_at"]),
+    }
+
+
+def _iso(seconds: float | None) -> str | None:
+    return None if seconds is None else iso(seconds)

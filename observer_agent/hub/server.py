@@ -1,0 +1,124 @@
+"""waitress, embedded: one thread for the sockets, a few for requests, and an end that nobody can hold up.
+
+`Server(app, host, port)` listens at once; `start` serves on the thread `hub`; `stop` lets the requests in progress end,
+closes every connection and returns within `STOP_SECONDS`, idle and hanging clients or not.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import socket
+from typing import Any
+
+from waitress import wasyncore  # type: ignore[import-untyped]
+from waitress.channel import HTTPChannel  # type: ignore[import-untyped]
+from waitress.server import create_server  # type: ignore[import-untyped]
+from waitress.task import ErrorTask  # type: ignore[import-untyped]
+
+from observer_agent.errors import UsageError
+from observer_agent.worker import spawn
+
+log = logging.getLogger(__name__)
+
+THREADS = 8
+CONNECTIONS = 4000
+IDLE_SECONDS = 120
+STOP_SECONDS = 2.0
+BODY_MAX = 4 * 1024 * 1024  # what the application refuses as too large it can refuse politely up to here
+FILES_BESIDE = 200
+
+
+class Server:
+    """A listening server around a WSGI application."""
+
+    def __init__(self, app: Any, host: str, port: int) -> None:
+        self._socket = _listen(host, port)
+        self.host, self.port = self._socket.getsockname()[:2]
+        self._map: dict[int, Any] = {}
+        self._stopping = False
+        self._server = create_server(
+            app,
+            map=self._map,
+            sockets=[self._socket],
+            threads=THREADS,
+            connection_limit=_room(),
+            channel_timeout=IDLE_SECONDS,
+            max_request_body_size=BODY_MAX,
+            ident=None,
+        )
+        self._server.channel_class = _Channel
+
+    @property
+    def url(self) -> str:
+        """Where it listens: http://HOST:PORT."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    def start(self) -> None:
+        """Serves on a thread of its own until `stop`."""
+        self._thread = spawn("hub", self._run)
+
+    def stop(self) -> None:
+        """Ends serving; returns once every connection is closed."""
+        self._stopping = True
+        self._server.pull_trigger()
+        self._thread.join(2 * STOP_SECONDS)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            wasyncore.loop(timeout=30.0, use_poll=True, map=self._map, count=1)
+        self._socket.close()
+        self._server.task_dispatcher.shutdown(timeout=STOP_SECONDS)
+        wasyncore.close_all(self._map)
+
+
+class _ErrorAsJson(ErrorTask):  # type: ignore[misc]
+    """What waitress itself refuses (a broken request line, too large a head) is JSON like everything else."""
+
+    def execute(self) -> None:
+        error = self.request.error
+        code = error.reason.lower().replace(" ", "_")
+        body = f'{{"error": "{code}", "message": "the request cannot be read"}}\n'.encode()
+        self.status = f"{error.code} {error.reason}"
+        self.response_headers.append(("Content-Type", "application/json"))
+        self.set_close_on_finish()
+        self.content_length = len(body)
+        self.write(body)
+
+
+class _Channel(HTTPChannel):  # type: ignore[misc]
+    error_task_class = _ErrorAsJson
+
+
+def adopt_log() -> None:
+    """What waitress logs goes where our own lines go; the depth of its task queue is not worth a line."""
+    theirs = logging.getLogger("waitress")
+    if not any(isinstance(each, _Forward) for each in theirs.handlers):
+        theirs.addHandler(_Forward())
+    theirs.propagate = False
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+
+
+class _Forward(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        log.handle(record)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
+
+
+def _room() -> int:
+    """How many connections the limit on open files allows, after raising it as far as it goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = CONNECTIONS + FILES_BESIDE
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        soft = allowed
+    return CONNECTIONS if soft == resource.RLIM_INFINITY else max(100, min(CONNECTIONS, soft - FILES_BESIDE))

@@ -1,0 +1,315 @@
+"""Everything that is written, each in one transaction, and the few looks that a request needs before it writes.
+
+Rows, ranges of taken ids and totals change together or not at all, before the answer goes out. Runs on the threads of
+the server; `Database` lets one of them write at a time.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from observer_agent.clock import Clock
+from observer_agent.errors import UsageError
+from observer_agent.hub import ranges, schema
+from observer_agent.hub.database import Database
+from observer_agent.hub.fencing import Start, classify
+from observer_agent.hub.wire import Code, Heartbeat, Ledger, PushSequence, Reject, Row
+
+KEY_PREFIX = "obs_live_"
+UNMANAGED = "unmanaged"
+UNMANAGED_MAX = 10_000
+NO_PROBE = "manual"
+REVISION = "definitions_revision"
+
+
+class Agent(NamedTuple):
+    """Whose key a request carries."""
+
+    id: str
+    name: str
+
+
+class Taken(NamedTuple):
+    """What became of a push: rows stored now, rows that had been taken before, rows refused."""
+
+    stored: int
+    duplicates: int
+    rejects: Sequence[Reject]
+
+
+class Fenced(NamedTuple):
+    """The push came from an older process; `newer` is the owner's start, in seconds since 1970."""
+
+    newer: float
+
+
+@dataclass(frozen=True, slots=True)
+class Managed:
+    """One metric as a document gives it; `definition` is the wire's object, `agents` names, none for every agent."""
+
+    key: str
+    title: str
+    agents: tuple[str, ...]
+    definition: dict[str, Any]
+
+
+class Store:
+    """The writing side of the hub."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self.database = database
+        self._clock = clock
+
+    # -- keys
+
+    def create_key(self, name: str) -> str:
+        """A new agent and its key, shown this once: only the SHA-256 is kept. Raises UsageError."""
+        if not 1 <= len(name) <= 128 or not name.isprintable() or name != name.strip():
+            raise UsageError("NAME must be 1 to 128 printable characters without blanks around them")
+        key = KEY_PREFIX + base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=")
+        agent_id, now = str(uuid.uuid4()), self._clock.now()
+        with self.database.write() as conn:
+            if conn.scalar(select(schema.agents.c.id).where(schema.agents.c.name == name)):
+                raise UsageError(f"there is a key for {name!r} already; choose another name")
+            conn.execute(insert(schema.agents).values(id=agent_id, name=name, created_at=now))
+            conn.execute(insert(schema.keys).values(digest=digest(key), agent_id=agent_id, created_at=now))
+        return key
+
+    def agent_of(self, key: str) -> Agent | None:
+        """The agent whose key this is, None when nobody's."""
+        wanted = digest(key)
+        keys, agents = schema.keys, schema.agents
+        query = select(keys.c.digest, keys.c.expires_at, agents.c.id, agents.c.name).join_from(keys, agents)
+        with self.database.read() as conn:
+            row = conn.execute(query.where(keys.c.digest == wanted)).first()
+        if row is None or not hmac.compare_digest(row.digest, wanted):
+            return None
+        expired = row.expires_at is not None and row.expires_at <= self._clock.now()
+        return None if expired else Agent(row.id, row.name)
+
+    # -- what agents send
+
+    def notice(self, agent: Agent, started: float | None) -> Start:
+        """Keeps what a request's start time says, and says it; the common case writes nothing."""
+        with self.database.read() as conn:
+            start, _ = self._classify(conn, agent.id, started)
+        if start in (Start.SAME, Start.UNKNOWN):
+            return start
+        with self.database.write() as conn:
+            return self._fence(conn, agent.id, started)[0]
+
+    def take(
+        self, agent: Agent, started: float | None, rows: Sequence[Row], sequence: PushSequence | None
+    ) -> Taken | Fenced:
+        """Stores the rows that were not taken before; nothing of a push from an older process."""
+        with self.database.write() as conn:
+            start, known = self._fence(conn, agent.id, started)
+            if start is Start.STALE and known is not None:
+                return Fenced(known)
+            around = _ranges_around(conn, agent.id, sequence)
+            fresh = [r for r in rows if not (sequence and ranges.covers(around, sequence.ids[r.at]))]
+            duplicates = len(rows) - len(fresh)
+            fresh, rejects = self._admit(conn, fresh)
+            if fresh:
+                self._insert(conn, agent.id, fresh, sequence)
+            if fresh and sequence:
+                _keep_ranges(conn, agent.id, sequence, around, fresh)
+            if rows:
+                _count(conn, agent.id, len(fresh), duplicates)
+        return Taken(len(fresh), duplicates, rejects)
+
+    def beat(self, agent: Agent, started: float | None, heartbeat: Heartbeat) -> Start:
+        """Keeps a heartbeat; that of an older process changes nothing but the duplicate flag."""
+        with self.database.write() as conn:
+            start, _ = self._fence(conn, agent.id, started)
+            if start is not Start.STALE:
+                now = self._clock.now()
+                agents = schema.agents
+                conn.execute(update(agents).where(agents.c.id == agent.id).values(**_facts(heartbeat, now)))
+                _keep_ledgers(conn, agent.id, heartbeat.delivery, now)
+        return start
+
+    # -- definitions
+
+    def apply(self, wanted: Iterable[Managed]) -> bool:
+        """Inserts or updates metrics by key, leaves others alone; says whether anything changed."""
+        with self.database.write() as conn:
+            changed = sum(self._apply_one(conn, metric) for metric in wanted)
+            if changed:
+                counters = schema.counters
+                bump = upsert(counters).values(name=REVISION, n=1)
+                conn.execute(bump.on_conflict_do_update(index_elements=["name"], set_={"n": counters.c.n + 1}))
+        return changed > 0
+
+    def _apply_one(self, conn: Connection, metric: Managed) -> bool:
+        metrics = schema.metrics
+        values = {
+            "key": metric.key,
+            "title": metric.title,
+            "source_type": metric.definition["source_type"],
+            "agents": json.dumps(metric.agents),
+            "definition": json.dumps(metric.definition, sort_keys=True, allow_nan=False),
+            "managed": True,
+        }
+        found = conn.execute(select(metrics).where(metrics.c.id == metric.definition["id"])).mappings().first()
+        if found is not None and values.items() <= dict(found).items():
+            return False
+        moved = (metrics.c.key == metric.key) & (metrics.c.id != metric.definition["id"])
+        conn.execute(update(metrics).where(moved).values(key=None, managed=False, source_type=UNMANAGED))
+        fresh = {"id": metric.definition["id"], "created_at": self._clock.now(), **values}
+        conn.execute(upsert(metrics).values(fresh).on_conflict_do_update(index_elements=["id"], set_=values))
+        return True
+
+    # -- inside a transaction
+
+    def _classify(self, conn: Connection, agent_id: str, started: float | None) -> tuple[Start, float | None]:
+        known = conn.scalar(select(schema.agents.c.started_at).where(schema.agents.c.id == agent_id))
+        return classify(known, started, self._clock.now()), known
+
+    def _fence(self, conn: Connection, agent_id: str, started: float | None) -> tuple[Start, float | None]:
+        """The class of a start time, with its traces kept, and the newest one known before."""
+        start, known = self._classify(conn, agent_id, started)
+        agents = schema.agents
+        traces: dict[str, Any] = {}
+        if start is Start.FIRST:
+            traces = {"started_at": started}
+        elif start is Start.RESTART:
+            traces = {"started_at": started, "restarts": agents.c.restarts + 1}
+        elif start is Start.STALE:
+            traces = {"duplicate_seen_at": self._clock.now()}
+        if traces:
+            conn.execute(update(agents).where(agents.c.id == agent_id).values(**traces))
+        return start, known
+
+    def _admit(self, conn: Connection, rows: list[Row]) -> tuple[list[Row], list[Reject]]:
+        """Lists metrics nobody has defined as unmanaged, up to a bound; rows beyond it are refused."""
+        metrics = schema.metrics
+        named = {row.metric_id for row in rows}
+        known = set(conn.scalars(select(metrics.c.id).where(metrics.c.id.in_(named))))
+        fresh = [name for name in dict.fromkeys(row.metric_id for row in rows) if name not in known]
+        if not fresh:
+            return rows, []
+        count = conn.scalar(select(func.count()).select_from(metrics).where(metrics.c.managed.is_(False))) or 0
+        fresh = fresh[: max(0, UNMANAGED_MAX - count)]
+        if fresh:
+            now = self._clock.now()
+            listed = [{"id": n, "source_type": UNMANAGED, "managed": False, "created_at": now} for n in fresh]
+            conn.execute(insert(metrics), listed)
+        known.update(fresh)
+        refused = [Reject(r.at, "metric_id", Code.TOO_MANY_METRICS) for r in rows if r.metric_id not in known]
+        return [row for row in rows if row.metric_id in known], refused
+
+    def _insert(self, conn: Connection, agent_id: str, rows: Sequence[Row], sequence: PushSequence | None) -> None:
+        now = self._clock.now()
+        queue_id = sequence.queue_id if sequence else None
+        values = [
+            {
+                "metric_id": row.metric_id,
+                "agent_id": agent_id,
+                "value": row.value,
+                "timestamp": row.timestamp,
+                "status": row.status,
+                "reason": row.reason,
+                "received_at": now,
+            }
+            for row in rows
+        ]
+        ids = [sequence.ids[row.at] if sequence else None for row in rows]
+        history = [{**each, "queue_id": queue_id, "row_id": row_id} for each, row_id in zip(values, ids, strict=True)]
+        conn.execute(insert(schema.pushes), history)
+        newest = {each["metric_id"]: each for each in values}
+        conn.execute(_NEWEST, list(newest.values()))
+
+
+def digest(key: str) -> str:
+    """The form in which a key is kept: its SHA-256 in hex."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _replacing(statement: Any, keys: Sequence[str], names: Sequence[str]) -> Any:
+    """Insert, or replace `names` where a row with the same `keys` stands."""
+    return statement.on_conflict_do_update(
+        index_elements=list(keys), set_={name: statement.excluded[name] for name in names}
+    )
+
+
+_NEWEST = _replacing(
+    upsert(schema.latest), ("metric_id", "agent_id"), ("value", "timestamp", "status", "reason", "received_at")
+)
+_LEDGER = _replacing(
+    upsert(schema.deliveries), ("agent_id", "queue_id"), ("given", "accepted", "pending", "lost", "reported_at")
+)
+_FORGET = delete(schema.taken).where(
+    schema.taken.c.agent_id == bindparam("agent"),
+    schema.taken.c.queue_id == bindparam("queue"),
+    schema.taken.c.first_id == bindparam("first"),
+)
+
+
+def _ranges_around(conn: Connection, agent_id: str, sequence: PushSequence | None) -> list[ranges.Range]:
+    """The taken ranges that touch the ids of this push."""
+    if sequence is None:
+        return []
+    taken = schema.taken
+    query = select(taken.c.first_id, taken.c.last_id).where(
+        taken.c.agent_id == agent_id,
+        taken.c.queue_id == sequence.queue_id,
+        taken.c.last_id >= sequence.ids[0] - 1,
+        taken.c.first_id <= min(sequence.ids[-1] + 1, 2**63 - 1),
+    )
+    return [(first, last) for first, last in conn.execute(query)]
+
+
+def _keep_ranges(
+    conn: Connection, agent_id: str, sequence: PushSequence, around: Sequence[ranges.Range], rows: Sequence[Row]
+) -> None:
+    merged = ranges.merge(around, (sequence.ids[row.at] for row in rows))
+    here = {"agent_id": agent_id, "queue_id": sequence.queue_id}
+    if around:
+        conn.execute(_FORGET, [{"agent": agent_id, "queue": sequence.queue_id, "first": first} for first, _ in around])
+    conn.execute(insert(schema.taken), [{**here, "first_id": first, "last_id": last} for first, last in merged])
+
+
+def _count(conn: Connection, agent_id: str, stored: int, duplicates: int) -> None:
+    agents = schema.agents
+    totals = {"taken": agents.c.taken + stored, "duplicates": agents.c.duplicates + duplicates}
+    conn.execute(update(agents).where(agents.c.id == agent_id).values(**totals))
+
+
+def _facts(heartbeat: Heartbeat, now: float) -> dict[str, Any]:
+    facts = {
+        "source_types_active": heartbeat.source_types_active,
+        "custom_probes": heartbeat.custom_probes,
+        "build": heartbeat.build,
+    }
+    return {
+        "last_heartbeat_at": now,
+        "version": heartbeat.version,
+        "hostname": heartbeat.hostname,
+        "uptime_seconds": heartbeat.uptime_seconds,
+        "queue_depth": heartbeat.queue_depth,
+        "queue_oldest_age_seconds": heartbeat.queue_oldest_age_seconds,
+        "queue_capacity": heartbeat.queue_capacity,
+        "facts": json.dumps(facts),
+    }
+
+
+def _keep_ledgers(conn: Connection, agent_id: str, ledgers: Sequence[Ledger], now: float) -> None:
+    """The last report of each queue id, as later comparisons need it."""
+    rows = [
+        {**each._asdict(), "lost": json.dumps(dict(each.lost)), "agent_id": agent_id, "reported_at": now}
+        for each in {each.queue_id: each for each in ledgers}.values()
+    ]
+    if rows:
+        conn.execute(_LEDGER, rows)

@@ -1,0 +1,132 @@
+"""From a host and a port to a connected socket, and reading and writing it, all under one deadline.
+
+Enters: a `Run` with the deadline; leaves: a `Stream`, or Failed with a reason. Cloud metadata addresses are denied on
+the address that is connected to, so that no name can point at one (probes.md W12). Runs on the probe's thread.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from observer_agent.model import Fault
+from observer_agent.probes._reasons import Failed, Reason
+from observer_agent.probes._tools import Run
+from observer_agent.resolver import Address, ResolveError
+
+CHUNK = 65_536
+
+_DENIED: Final = frozenset(
+    [
+        *(
+            socket.inet_aton(text)
+            for text in (
+                "169.254.169.254",  # AWS, Azure, GCP, OpenStack, DigitalOcean, Hetzner
+                "169.254.170.2",  # AWS ECS task credentials
+                "169.254.170.23",  # AWS EKS pod identity
+                "100.100.100.200",  # Alibaba
+                "192.0.0.192",  # Oracle
+                "168.63.129.16",  # Azure wire server
+            )
+        ),
+        *(socket.inet_pton(socket.AF_INET6, text) for text in ("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254")),
+    ]
+)
+_EMBEDDED: Final = tuple(  # IPv4 inside IPv6: mapped, compatible, NAT64
+    socket.inet_pton(socket.AF_INET6, text)[:12] for text in ("::ffff:0:0", "::", "::ffff:0:0:0", "64:ff9b::")
+)
+_NAT64_LOCAL: Final = socket.inet_pton(socket.AF_INET6, "64:ff9b:1::")[:6]
+_SIX_TO_FOUR: Final = b"\x20\x02"
+
+
+def is_denied(address: Address) -> bool:
+    """Whether an address belongs to a cloud's metadata service, in any of the forms that lead there."""
+    packed = socket.inet_pton(address.family, address.host.partition("%")[0])
+    if packed in _DENIED:
+        return True
+    if len(packed) == 4:
+        return False
+    if packed[:2] == _SIX_TO_FOUR:
+        return packed[2:6] in _DENIED
+    return (packed[:12] in _EMBEDDED or packed[:6] == _NAT64_LOCAL) and packed[12:] in _DENIED
+
+
+class Stream:
+    """A connected socket whose every operation ends at the run's deadline. Failures are raised as Failed.
+
+    `explain` tells what an error means; TLS replaces it, and the socket, with its own.
+    """
+
+    __slots__ = ("explain", "run", "sock")
+
+    def __init__(self, sock: socket.socket, run: Run) -> None:
+        self.sock = sock
+        self.run = run
+        self.explain: Callable[[OSError], Failed] = run.explain
+
+    def send(self, data: bytes) -> None:
+        """Sends everything."""
+        view = memoryview(data)
+        try:
+            while view:
+                # Not sendall: over TLS that one gives every piece the whole of the time that is left.
+                self.sock.settimeout(self.run.left())
+                view = view[self.sock.send(view) :]
+        except OSError as error:
+            raise self.explain(error) from None
+
+    def receive(self) -> bytes:
+        """The next bytes, at most CHUNK; empty at the end."""
+        try:
+            self.sock.settimeout(self.run.left())
+            return self.sock.recv(CHUNK)
+        except OSError as error:
+            raise self.explain(error) from None
+
+    def close(self) -> None:
+        """Closes the socket; a second time does nothing."""
+        self.sock.close()
+
+
+def connect(host: str, port: int, run: Run) -> Stream:
+    """A connection to the first address that takes it; raises Failed.
+
+    An address that does not answer may use its share of the time that is left, so that the next one has its turn.
+    """
+    addresses = _resolve(host, run)
+    run.enter("connect")
+    failures: list[Failed] = []
+    for n, address in enumerate(addresses):
+        try:
+            return Stream(_open(address, port, run, run.left() / (len(addresses) - n)), run)
+        except Failed as failure:
+            failures.append(failure)
+    raise next((failure for failure in failures if failure.fault is Fault.TARGET), failures[-1])
+
+
+def _resolve(host: str, run: Run) -> tuple[Address, ...]:
+    run.enter("resolve")
+    try:
+        return run.tools.resolver.resolve(host, run.deadline)
+    except ResolveError as error:
+        fault = Fault.RESOLVER if error.reason == Reason.TIMED_OUT else None
+        raise Failed(error.reason, str(error), fault) from None
+
+
+def _open(address: Address, port: int, run: Run, seconds: float) -> socket.socket:
+    if is_denied(address):
+        raise Failed(Reason.POLICY_DENIED, "the address belongs to a cloud's metadata service")
+    sock = None
+    try:
+        sock = socket.socket(address.family, socket.SOCK_STREAM)
+        sock.settimeout(seconds)
+        sock.connect((address.host, port, 0, address.scope) if address.scope else (address.host, port))
+        if sock.getsockname()[:2] == (address.host, port):
+            # Linux joins a connect to a free local port in the ephemeral range to itself, now and then.
+            raise Failed(Reason.REFUSED, "nothing listens there; the socket had met itself")
+    except (OSError, Failed) as error:
+        if sock:
+            sock.close()
+        raise error if isinstance(error, Failed) else run.explain(error) from None
+    return sock

@@ -1,0 +1,176 @@
+"""The source type `http`: how long a server takes to answer, or a number out of what it answers.
+
+Rules: probes.md 4.2, mended by W9, W10, W13 to W15, W18, W31 and W39. Value: milliseconds from the start to the
+headers of the last hop, redirects included; with `json_path` the number that the path picks. The body is part of the
+deadline but not of the value. Phases of several hops add up. Runs on a probe thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from observer_agent.model import Reading
+from observer_agent.probes import _extract, _mtls, _secrets
+from observer_agent.probes._config import Fields
+from observer_agent.probes._headers import Pairs, parse_headers, parse_refs
+from observer_agent.probes._http import Request, Response, exchange
+from observer_agent.probes._jsonpath import Path, parse_path
+from observer_agent.probes._reasons import Failed, Reason, unexpected_status
+from observer_agent.probes._tools import Run, Tools
+from observer_agent.probes._url import BadScheme, Url, follow, parse_url
+
+METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+HOPS: Final = 5
+MATCH_LIMIT: Final = 65_536
+COURTESY: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpConfig:
+    """What to ask and what to expect; `timeout` is seconds."""
+
+    url: Url
+    method: str
+    expected_status: frozenset[int]
+    timeout: float
+    headers: Pairs
+    header_refs: Pairs
+    body_match: bytes
+    follow_redirects: bool
+    verify_tls: bool
+    json_path: Path | None
+    client_cert_ref: str | None
+    client_key_ref: str | None
+    ca_cert_ref: str | None
+
+
+def parse(raw: object) -> HttpConfig:
+    """The typed configuration; raises InvalidConfig."""
+    fields = Fields(raw)
+    url = fields.parsed("url", parse_url, required=True)
+    headers = parse_headers(fields)
+    config = HttpConfig(
+        url=url or Url("http", "", 80, "/"),
+        method=fields.choice("method", METHODS, "GET"),
+        expected_status=fields.wholes("expected_status", 100, 599, 200),
+        timeout=fields.timeout(5_000),
+        headers=headers,
+        header_refs=parse_refs(fields, headers),
+        body_match=(fields.text("body_match", longest=MATCH_LIMIT) or "").encode(),
+        follow_redirects=fields.flag("follow_redirects", True),
+        verify_tls=fields.flag("verify_tls", True),
+        json_path=fields.parsed("json_path", parse_path),
+        client_cert_ref=fields.env_name("client_cert_ref"),
+        client_key_ref=fields.env_name("client_key_ref"),
+        ca_cert_ref=fields.env_name("ca_cert_ref"),
+    )
+    _cross_check(fields, config)
+    fields.done()
+    return config
+
+
+def _cross_check(fields: Fields, config: HttpConfig) -> None:
+    if config.method == "HEAD":
+        for name, wanted in (("body_match", config.body_match), ("json_path", config.json_path)):
+            if wanted:
+                fields.problem(name, "cannot be used with method HEAD, whose answers have no body")
+    if bool(config.client_cert_ref) != bool(config.client_key_ref):
+        fields.problem("client_cert_ref", "needs client_key_ref and the other way round")
+
+
+def probe(config: HttpConfig, deadline: float, tools: Tools) -> Reading:
+    """One request, its redirects, and what was asked of the answer."""
+    run = Run(tools, deadline, Reason.HTTP_ERROR)
+    known: dict[str, Any] = {}
+    try:
+        secrets = _secrets.headers(config.header_refs, tools)
+        identity = _mtls.load(config, run)
+        if identity.warning:
+            known["cert_expiry_warning"] = identity.warning
+        run.restart()
+        with _Hops(config, secrets, identity, run).walk(known) as response:
+            return _judge(config, response, run, known)
+    except Failed as failure:
+        return run.failed(failure, **known)
+
+
+class _Hops:
+    """The way from the first URL to the answer that counts. Off the first origin nothing of the operator's goes."""
+
+    def __init__(self, config: HttpConfig, secrets: Pairs, identity: _mtls.Identity, run: Run) -> None:
+        self._config = config
+        self._identity = identity
+        self._run = run
+        self._url = config.url
+        self._headers = (*config.headers, *secrets)
+        self._home = True
+
+    def walk(self, known: dict[str, Any]) -> Response:
+        """Follows redirects and returns the last response, open."""
+        hops = 0
+        while True:
+            response = self._ask()
+            location = response.headers.get("location")
+            if not (self._config.follow_redirects and 300 <= response.status < 400 and location):
+                return response
+            response.close()
+            if hops == HOPS:
+                raise Failed(Reason.TOO_MANY_REDIRECTS, f"the server redirects more than {HOPS} times")
+            self._move(location)
+            hops = known["hops"] = hops + 1
+
+    def _ask(self) -> Response:
+        tls = self._identity.tls(self._home, self._run) if self._url.scheme == "https" else None
+        headers = self._headers if self._home else ()
+        return exchange(Request(self._config.method, self._url, headers), self._run, tls)
+
+    def _move(self, location: str) -> None:
+        try:
+            url = follow(self._url, location)
+        except BadScheme:
+            raise Failed(Reason.INVALID_URL_SCHEME, "the server redirects to something else than http(s)") from None
+        except ValueError as error:
+            raise Failed(Reason.INVALID_URL, str(error)) from None
+        if self._url.scheme == "https" and url.scheme == "http":
+            raise Failed(Reason.REDIRECT_DOWNGRADE, "the server redirects from https to http")
+        self._home = self._home and url.origin == self._config.url.origin
+        self._url = url
+
+
+def _judge(config: HttpConfig, response: Response, run: Run, known: dict[str, Any]) -> Reading:
+    took = run.ms()
+    known["status"] = response.status
+    if response.status not in config.expected_status:
+        raise Failed(unexpected_status(response.status), f"the server answered {response.status}")
+    if config.json_path is not None:
+        return _number(config, response, run, {**known, "response_time_ms": took})
+    if config.body_match:
+        _match(config, response.plain_body(MATCH_LIMIT))
+    else:
+        _take_rest(response, run)
+    return run.gave(took, **known)
+
+
+def _number(config: HttpConfig, response: Response, run: Run, known: dict[str, Any]) -> Reading:
+    known["content_type"] = response.media_type
+    body = response.plain_body(_extract.BODY_LIMIT)
+    _match(config, body)
+    try:
+        return run.gave(_extract.number(body, config.json_path or (), run), **known)
+    except Failed as failure:
+        return run.failed(failure, **known)
+
+
+def _match(config: HttpConfig, body: bytes) -> None:
+    if config.body_match not in body[:MATCH_LIMIT]:
+        raise Failed(Reason.BODY_MISMATCH, f"the text is not in the first {MATCH_LIMIT} bytes of the body")
+
+
+def _take_rest(response: Response, run: Run) -> None:
+    """Reads what follows, briefly: a server whose answer is cut off logs an error each time."""
+    run.hurry(COURTESY)
+    try:
+        response.body(MATCH_LIMIT)
+    except Failed:
+        pass  # the value stands: the body is no part of it
