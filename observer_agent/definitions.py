@@ -195,6 +195,7 @@ class Definitions:
         self._apply = apply
         self._started = clock.monotonic()
         self._next = self._started
+        self._asked = math.inf
         self._last_try = -math.inf
         self._failures = 0
         self._filled = False
@@ -217,23 +218,23 @@ class Definitions:
         if version is None or version in (self.version, self._signalled):
             return
         self._signalled = version
-        self._next = min(self._next, max(self._clock.monotonic(), self._last_try + GAP))
+        self._asked = max(self._clock.monotonic(), self._last_try + GAP)
         self.wake()
 
     def refresh(self) -> None:
         """Fetches at the next turn, whatever the schedule says."""
-        self._next = self._clock.monotonic()
+        self._asked = self._clock.monotonic()
         self.wake()
 
     def step(self) -> float:
         """One fetch if it is time; returns the seconds until the next."""
         now = self._clock.monotonic()
-        if now < self._next:
-            return self._next - now
-        self._last_try = now
-        answer = self._cloud.definitions()
-        self._next = self._clock.monotonic() + (self._failed(answer) if answer.rows is None else self._take(answer))
-        return max(0.0, self._next - self._clock.monotonic())
+        if now >= min(self._next, self._asked):
+            self._last_try, self._asked = now, math.inf  # what is asked from here on wants a fetch of its own
+            answer = self._cloud.definitions()
+            wait = self._failed(answer) if answer.rows is None else self._take(answer)
+            self._next = self._clock.monotonic() + wait
+        return max(0.0, min(self._next, self._asked) - self._clock.monotonic())
 
     def _failed(self, answer: DefinitionSet) -> float:
         self._failures += 1

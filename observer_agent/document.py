@@ -265,11 +265,11 @@ class _Reader:
                 self._warn(at, "a key that is not a plain text is ignored")
             elif key.tag == "tag:yaml.org,2002:merge":
                 merged += value.value if value.id == "sequence" else [value]
-            elif key.value in found:
-                self._warn(at, f"the field {_shown(key.value)} comes twice; the first one counts")
+            elif (name := _mended(key.value)) in found:
+                self._warn(at, f"the field {_shown(name)} comes twice; the first one counts")
             else:
-                found[key.value] = self._value(value, above)
-                found.lines[key.value] = at
+                found[name] = self._value(value, above)
+                found.lines[name] = at
         for each in merged:
             self._merge(found, each, above)
         return found
@@ -306,7 +306,7 @@ def _compose(text: str) -> Any:
 
 def _scalar(node: Any) -> Any:
     """None, a bool, an int, a finite float, or the text as it was written."""
-    text, kind = node.value, str(node.tag).rpartition(":")[2]
+    text, kind = _mended(node.value), str(node.tag).rpartition(":")[2]
     if node.style is not None or kind not in ("null", "bool", "int", "float"):
         return text
     if kind == "null":
@@ -317,6 +317,14 @@ def _scalar(node: Any) -> Any:
         return _integer(text.replace("_", "")) if kind == "int" else _finite(text.replace("_", ""))
     except (ValueError, OverflowError):
         return text
+
+
+def _mended(text: str) -> str:
+    """JSON writes a character beyond 16 bits as two escapes; halves that stay alone, and NUL, cannot be stored."""
+    if text.isascii() and "\0" not in text:
+        return text
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return whole.replace("\0", "\ufffd")
 
 
 def _integer(text: str) -> int:

@@ -224,6 +224,21 @@ def test_but_not_within_ten_seconds_of_the_last_try(stage):
     assert stage.fetches == [0, 10]
 
 
+def test_what_is_asked_while_a_fetch_is_under_way_is_not_forgotten(stage):
+    stage.until(20)
+    fetch = stage.cloud.definitions
+
+    def asked_meanwhile():
+        stage.definitions.signal("v3")
+        stage.cloud.definitions = fetch
+        return fetch()
+
+    stage.cloud.definitions = asked_meanwhile
+    stage.definitions.refresh()
+    stage.until(60)
+    assert stage.fetches == [0, 20, 30]
+
+
 def test_a_heartbeat_that_disagrees_for_ever_costs_one_fetch(stage):
     for at in range(30, 290, 30):
         stage.until(at)

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from observer_agent.errors import ConfigError
+from observer_agent.hub import schema
 from observer_agent.hub import settings as hub_settings
 from observer_agent.hub.access import is_loopback
 from tests.wire_hub import STARTED, TestHub, memory_hub, row
@@ -122,6 +123,19 @@ def test_an_internal_fault_is_json_and_tells_nothing(hub: TestHub, caplog: pytes
         hub.app.view_functions["read.agents"] = kept
     assert (answer.status_code, answer.json["error"]) == (500, "internal")
     assert "secret" not in answer.text
+
+
+def test_a_database_that_refuses_is_503_and_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with memory_hub(tmp_path) as hub:
+        with hub.database.write() as conn:
+            schema.latest.drop(conn)
+        answer = hub.push([row(metric_id="secret-of-the-house")], "1")
+        assert (answer.status_code, answer.json["error"]) == (503, "storage_unavailable")
+        assert int(answer.headers["Retry-After"]) > 0
+        with hub.database.write() as conn:
+            schema.latest.create(conn)
+        assert hub.push([row()], "1").json == {"accepted": 1, "rejected": [], "duplicates": 0}
+    assert "secret" not in caplog.text
 
 
 BAD = [

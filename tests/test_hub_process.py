@@ -9,6 +9,8 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -95,26 +97,21 @@ def test_it_ends_in_time_whoever_holds_on(hub: HubProcess, number: signal.Signal
     assert "Traceback" not in hub.log()
 
 
-class open_sockets:  # noqa: N801
-    """Connections that are closed at the end."""
-
-    def __init__(self, port: int, count: int) -> None:
-        self._sockets = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(count)]
-
-    def __enter__(self) -> list[socket.socket]:
-        return self._sockets
-
-    def __exit__(self, *exc: object) -> None:
-        for each in self._sockets:
-            each.close()
+@contextmanager
+def open_sockets(port: int, count: int) -> Iterator[list[socket.socket]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5)) for _ in range(count)]
 
 
 def test_connections_are_kept_between_requests(hub: HubProcess) -> None:
     hub.start()
-    with socket.create_connection(("127.0.0.1", hub.port), timeout=5) as sock:
+    with closing(HTTPConnection("127.0.0.1", hub.port, timeout=5)) as conn:
+        conn.connect()
+        first = conn.sock
         for _ in range(3):
-            sock.sendall(b"GET /api/v1/agents HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-            assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+            conn.request("GET", "/api/v1/agents")
+            assert conn.getresponse().read() == b'{"agents":[]}\n'
+            assert conn.sock is first
 
 
 def test_what_waitress_refuses_is_json_too(hub: HubProcess) -> None:

@@ -10,8 +10,7 @@ import pytest
 from sqlalchemy import insert
 
 from observer_agent.hub import schema, store
-from observer_agent.hub.apply import apply_file
-from tests.wire_hub import GOLDEN, QUEUE, STARTED, TestHub, define, golden, memory_hub, row
+from tests.wire_hub import QUEUE, STARTED, TestHub, define, golden, memory_hub, row
 
 AGENT_FIELDS = set(
     "id name state version agent_started_at last_heartbeat_at uptime_seconds restarts queue_depth "
@@ -175,10 +174,3 @@ def test_the_page_escapes_and_asks_nobody_else(hub: TestHub) -> None:
 def test_the_page_without_anything(tmp_path: Path) -> None:
     with memory_hub(tmp_path) as hub:
         assert "No metrics yet" in hub.client().get("/").text
-
-
-def test_a_document_is_applied_once(hub: TestHub, tmp_path: Path) -> None:
-    assert GOLDEN.is_dir()
-    file = tmp_path / "observer.yaml"
-    file.write_text("apiVersion: observer/v1\nmetrics: []\n")
-    assert apply_file(hub.store, file) is False

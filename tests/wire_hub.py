@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -102,7 +103,9 @@ def row(number: int = 0, **more: object) -> dict[str, Any]:
 @cache
 def _template() -> Path:
     """A migrated database to copy: alembic takes longer than a test."""
-    file = Path(tempfile.mkdtemp(prefix="observer-test-")) / "template.db"
+    folder = Path(tempfile.mkdtemp(prefix="observer-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    file = folder / "template.db"
     open_database(f"sqlite:///{file}").close()
     return file
 

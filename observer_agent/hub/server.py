@@ -17,6 +17,7 @@ from waitress.server import create_server  # type: ignore[import-untyped]
 from waitress.task import ErrorTask  # type: ignore[import-untyped]
 
 from observer_agent.errors import UsageError
+from observer_agent.hub.app import CODES
 from observer_agent.worker import spawn
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class _ErrorAsJson(ErrorTask):  # type: ignore[misc]
 
     def execute(self) -> None:
         error = self.request.error
-        code = error.reason.lower().replace(" ", "_")
+        code = CODES.get(error.code, error.reason.lower().replace(" ", "_"))
         body = f'{{"error": "{code}", "message": "the request cannot be read"}}\n'.encode()
         self.status = f"{error.code} {error.reason}"
         self.response_headers.append(("Content-Type", "application/json"))

@@ -83,7 +83,7 @@ def test_kill_9_of_the_agent_at_twenty_random_moments(site):
     print(f"SEED={seed}")
     chance = random.Random(seed)
     port = site.listen()
-    site.open_hub([metric(f"m{n}", "tcp", {"host": "127.0.0.1", "port": port}) for n in range(40)])
+    site.open_hub([metric(f"m{n}", "tcp", {"host": "127.0.0.1", "port": port}) for n in range(400)])
     pause = threading.Event()
     for _ in range(20):
         before = site.given() if site.buffer.exists() else 0

@@ -1,0 +1,379 @@
+"""What every source type promises: a reading by the deadline, a reason and a fault, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from observer_agent import probes
+from observer_agent.clock import Clock
+from observer_agent.model import Fault
+from observer_agent.probes import _reasons
+from observer_agent.resolver import Address, ResolveError, parse_literal
+from tests import servers
+from tests.servers import Authority, Server, answer, make_prober, redirect, refused_port, scripted
+
+GRACE = 0.05
+TIMEOUT_MS = 300
+
+
+def tcp(server_url, **more):
+    host, _, port = server_url.partition("://")[2].partition("/")[0].rpartition(":")
+    return "tcp", {"host": host, "port": int(port), "timeout_ms": TIMEOUT_MS}
+
+
+def http(server_url, **more):
+    return "http", {"url": server_url, "timeout_ms": TIMEOUT_MS, **more}
+
+
+def matching(server_url, **more):
+    return http(server_url, body_match="never there", **more)
+
+
+def picking(server_url, **more):
+    return http(server_url, json_path="$.a", **more)
+
+
+def query(server_url, **more):
+    return "prometheus", {"query": "up", "prometheus_url": server_url, "timeout_ms": TIMEOUT_MS}
+
+
+def scrape(server_url, **more):
+    more.pop("ca_cert_ref", None)
+    return "prometheus", {"scrape_url": server_url, "metric": "up", "timeout_ms": TIMEOUT_MS, **more}
+
+
+ALL = [tcp, http, matching, picking, query, scrape]
+OVER_HTTP = ALL[1:]
+BODY_READERS = ALL[2:]
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return Authority()
+
+
+@contextmanager
+def nothing_left():
+    """Fails where a socket or a thread outlives the block; the resolver's pool is excepted."""
+    fds, threads = set(os.listdir("/proc/self/fd")), set(threading.enumerate())
+    yield
+    left = [t.name for t in set(threading.enumerate()) - threads if not t.name.startswith("resolve-")]
+    assert left == []
+    assert len(os.listdir("/proc/self/fd")) == len(fds)
+
+
+def look(prober, source_type, config):
+    """One look, held against what every reading must fulfil."""
+    typed = probes.parse(source_type, config)
+    started = Clock().monotonic()
+    reading = prober.look(source_type, typed)
+    assert Clock().monotonic() - started <= typed.timeout + GRACE
+    assert reading.duration_ms == round(reading.duration_ms, 3) > 0
+    assert all(ms == round(ms, 3) >= 0 for ms in reading.phases.values())
+    if reading.value is None:
+        assert _reasons.is_known(reading.reason), reading.reason
+        assert isinstance(reading.fault, Fault)
+    json.dumps(reading.detail)
+    return reading
+
+
+def ask(kind, server, prober=None, **more):
+    return look(prober or make_prober(), *kind(server.url, **more))
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_refused_port(kind):
+    with nothing_left(), refused_port() as port:
+        reading = look(make_prober(), *kind(f"http://127.0.0.1:{port}"))
+    assert (reading.reason, reading.fault) == ("ECONNREFUSED", Fault.TARGET)
+
+
+@pytest.mark.parametrize("kind", OVER_HTTP)
+@pytest.mark.parametrize("handler", [servers.tarpit, servers.drip])
+def test_a_tarpit_and_a_slow_drip_of_headers(kind, handler):
+    with nothing_left(), Server(handler) as server:
+        reading = ask(kind, server)
+    assert (reading.reason, reading.fault) == ("ETIMEDOUT", Fault.TARGET)
+    assert reading.phases["first_byte"] > TIMEOUT_MS / 2
+
+
+@pytest.mark.parametrize("handler", [servers.tarpit, servers.drip, servers.hang_up, servers.endless])
+def test_tcp_is_content_with_a_connection(handler):
+    with nothing_left(), Server(handler) as server:
+        reading = ask(tcp, server)
+    assert 0 < reading.value < TIMEOUT_MS
+    assert set(reading.phases) == {"resolve", "connect"}
+
+
+@pytest.mark.parametrize("kind", OVER_HTTP)
+@pytest.mark.parametrize("handler", [servers.half_close, servers.hang_up])
+def test_a_server_that_closes_without_an_answer(kind, handler):
+    with nothing_left(), Server(handler) as server:
+        reading = ask(kind, server)
+    assert (reading.reason, reading.fault) == ("ECONNRESET", Fault.TARGET)
+
+
+@pytest.mark.parametrize("kind", BODY_READERS)
+def test_a_slow_drip_of_the_body(kind):
+    with nothing_left(), Server(servers.drip_body) as server:
+        reading = ask(kind, server)
+    assert (reading.reason, reading.fault) == ("ETIMEDOUT", Fault.TARGET)
+
+
+@pytest.mark.parametrize("handler", [servers.drip_body, servers.endless])
+def test_http_alone_does_not_wait_for_the_body(handler):
+    with nothing_left(), Server(handler) as server:
+        reading = ask(http, server)
+    assert reading.value < TIMEOUT_MS / 2
+    assert reading.duration_ms < TIMEOUT_MS
+
+
+@pytest.mark.parametrize(
+    ("kind", "reasons"),
+    [
+        (matching, {"body_mismatch"}),
+        (picking, {"json_body_too_large", "ETIMEDOUT"}),
+        (query, {"body_too_large", "ETIMEDOUT"}),
+        (scrape, {"body_too_large", "ETIMEDOUT"}),
+    ],
+)
+def test_w14_an_endless_body(kind, reasons):
+    with nothing_left(), Server(servers.endless) as server:
+        reading = ask(kind, server)
+    assert reading.reason in reasons
+
+
+@pytest.mark.parametrize("kind", OVER_HTTP)
+def test_endless_headers(kind):
+    with nothing_left(), Server(servers.endless_headers) as server:
+        reading = ask(kind, server)
+    assert reading.reason in ("http_error", "prom_bad_response")
+    assert reading.fault is Fault.TARGET
+
+
+@pytest.mark.parametrize("kind", OVER_HTTP)
+@pytest.mark.parametrize("garbage", [b"SSH-2.0-OpenSSH_9\r\n", b"\x00\xff" * 50, b"HTTP/9 nope\r\n\r\n", b"\r\n\r\n"])
+def test_garbage(kind, garbage):
+    with nothing_left(), Server(servers.says(garbage)) as server:
+        reading = ask(kind, server)
+    assert reading.reason in ("http_error", "prom_bad_response")
+    assert reading.duration_ms < TIMEOUT_MS
+
+
+# -- TLS
+
+
+@pytest.mark.parametrize("kind", OVER_HTTP)
+def test_bad_tls(kind):
+    with nothing_left(), Server(servers.says(b"this is no TLS, it is a greeting\r\n")) as server:
+        reading = look(make_prober(), *kind(server.url.replace("http", "https", 1)))
+    assert (reading.reason, reading.fault) == ("tls_handshake_failed", Fault.TARGET)
+
+
+@pytest.mark.parametrize("kind", OVER_HTTP)
+def test_a_tarpit_in_the_handshake(kind):
+    with nothing_left(), Server(servers.tarpit) as server:
+        reading = look(make_prober(), *kind(server.url.replace("http", "https", 1)))
+    assert (reading.reason, reading.fault) == ("ETIMEDOUT", Fault.TARGET)
+    assert "tls" in reading.phases
+
+
+@pytest.mark.parametrize("kind", OVER_HTTP)
+def test_an_unknown_authority(kind, authority):
+    with nothing_left(), Server(scripted(answer()), tls=authority.server()) as server:
+        reading = ask(kind, server)
+    assert (reading.reason, reading.fault) == ("tls_verify_failed", Fault.TARGET)
+
+
+@pytest.mark.parametrize(
+    ("fault", "word"), [("expired", "expired"), ("self_signed", "self-signed"), ("wrong_host", "mismatch")]
+)
+def test_certificates_that_do_not_hold(fault, word, authority, tmp_path):
+    contexts = {
+        "expired": authority.expired,
+        "self_signed": lambda: servers.self_signed(tmp_path),
+        "wrong_host": lambda: authority.server("other.example"),
+    }
+    prober = make_prober({"PROBE_CA": authority.pem})
+    with nothing_left(), Server(scripted(answer()), tls=contexts[fault]()) as server:
+        url = server.url_of("localhost")
+        reading = look(prober, *http(url, ca_cert_ref="PROBE_CA"))
+        careless = look(prober, *http(url, verify_tls=False))
+    assert (reading.reason, reading.fault) == ("tls_verify_failed", Fault.TARGET)
+    assert word in reading.detail["error"]
+    assert careless.value > 0
+
+
+def test_an_address_in_the_certificate_and_in_the_url(authority):
+    prober = make_prober({"PROBE_CA": authority.pem})
+    with nothing_left(), Server(scripted(answer()), tls=authority.server("127.0.0.1")) as server:
+        reading = ask(http, server, prober, ca_cert_ref="PROBE_CA")
+    assert reading.value > 0
+    assert set(reading.phases) == {"resolve", "connect", "tls", "first_byte", "body"}
+
+
+# -- redirects
+
+
+def test_w10_a_redirect_loop():
+    with nothing_left(), Server(scripted(redirect("/again"))) as server:
+        reading = ask(http, server)
+    assert (reading.reason, reading.fault) == ("too_many_redirects", Fault.TARGET)
+    assert len(server.requests) == 6
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("file:///etc/passwd", "invalid_url_scheme"),
+        ("ftp://good.test/", "invalid_url_scheme"),
+        ("http://user:secret@good.test/", "invalid_url"),
+        ("http://[::1", "invalid_url"),
+        ("http://good.test:99999/", "invalid_url"),
+        ("http://a b/", "invalid_url"),
+    ],
+)
+def test_w10_redirects_that_are_not_followed(location, reason):
+    with nothing_left(), Server(scripted(redirect(location))) as server:
+        reading = ask(http, server)
+    assert reading.reason == reason
+    assert location not in str(reading)
+
+
+def test_w10_no_secret_leaves_its_origin_not_even_after_coming_back():
+    prober = make_prober({"PROBE_TOKEN": "very-secret-value"})
+    with nothing_left(), Server(scripted(answer())) as other:
+        back: list[bytes] = [redirect(f"{other.url_of('other.test')}/x"), answer()]
+        with Server(scripted(*back)) as home:
+            other._handler = scripted(redirect(f"{home.url}/home-again"))
+            more = {"headers": {"X-Mine": "1"}, "header_refs": {"Authorization": "PROBE_TOKEN"}}
+            reading = ask(http, home, prober, **more)
+    assert reading.value > 0
+    first, again = home.requests
+    assert b"very-secret-value" in first and b"X-Mine" in first
+    for request in (again, *other.requests):
+        assert b"very-secret-value" not in request and b"X-Mine" not in request
+
+
+def test_w10_secrets_stay_on_a_redirect_within_the_origin():
+    prober = make_prober({"PROBE_TOKEN": "very-secret-value"})
+    with nothing_left(), Server(scripted(redirect("/there"), answer())) as server:
+        ask(http, server, prober, header_refs={"Authorization": "PROBE_TOKEN"})
+    assert all(b"Authorization: very-secret-value" in request for request in server.requests)
+    assert server.requests[1].startswith(b"GET /there ")
+
+
+@pytest.mark.parametrize("kind", [query, scrape])
+def test_w11_prometheus_follows_no_redirect(kind):
+    with nothing_left(), Server(scripted(answer())) as other, Server(scripted(redirect(other.url))) as server:
+        reading = ask(kind, server)
+    assert reading.reason == "prom_redirect"
+    assert other.connections == 0
+
+
+def test_w10_no_downgrade_from_https(authority):
+    prober = make_prober({"PROBE_CA": authority.pem})
+    with nothing_left(), Server(scripted(answer())) as plain:
+        with Server(scripted(redirect(plain.url)), tls=authority.server()) as server:
+            reading = ask(http, server, prober, ca_cert_ref="PROBE_CA")
+    assert reading.reason == "redirect_downgrade"
+    assert plain.connections == 0
+
+
+# -- names and addresses
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_name_that_does_not_exist(kind):
+    with nothing_left():
+        reading = look(make_prober(), *kind("http://nowhere.test:80"))
+    assert reading.reason == ("DNS" if kind in (query, scrape) else "ENOTFOUND")
+    assert reading.fault is Fault.TARGET
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_resolver_that_says_try_again(kind):
+    def find(name):
+        raise ResolveError("EAI_AGAIN", "Temporary failure in name resolution")
+
+    reading = look(make_prober(find=find), *kind("http://nowhere.test:80"))
+    assert reading.reason == ("DNS" if kind in (query, scrape) else "EAI_AGAIN")
+    assert reading.fault is Fault.RESOLVER
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_resolver_that_hangs(kind):
+    release = threading.Event()
+
+    def find(name):
+        release.wait()
+        raise ResolveError("EAI_AGAIN")
+
+    with nothing_left():
+        try:
+            reading = look(make_prober(find=find), *kind("http://hangs.test:80"))
+        finally:
+            release.set()
+    assert (reading.reason, reading.fault) == ("ETIMEDOUT", Fault.RESOLVER)
+    assert list(reading.phases) == ["resolve"]
+
+
+def test_ipv6():
+    with nothing_left(), Server(scripted(answer()), host="::1") as server:
+        assert ask(http, server).value > 0
+        assert ask(tcp, server).value > 0
+    assert f"Host: [::1]:{server.port}\r\n".encode() in server.requests[0]
+
+
+def test_the_next_address_has_its_turn():
+    def find(name):
+        return tuple(Address(*parse_literal(text)) for text in ("::1", "127.0.0.1"))
+
+    with nothing_left(), Server(scripted(answer())) as server:
+        reading = look(make_prober(find=find), *http(server.url_of("both.test")))
+    assert reading.value > 0
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize(
+    "address", ["169.254.169.254", "::ffff:169.254.169.254", "fd00:ec2::254", "64:ff9b::a9fe:a9fe"]
+)
+def test_w12_metadata_addresses_are_denied_by_address_and_by_name(kind, address):
+    prober = make_prober(find=lambda name: (parse_literal(address),))
+    literal = f"[{address}]" if ":" in address else address
+    for host in (literal, "innocent.test"):
+        reading = look(prober, *kind(f"http://{host}:80"))
+        assert (reading.reason, reading.fault) == ("policy_denied", Fault.POLICY)
+
+
+def test_w12_a_redirect_to_a_metadata_address_is_denied():
+    with nothing_left(), Server(scripted(redirect("http://169.254.169.254/latest/meta-data/"))) as server:
+        reading = ask(http, server)
+    assert (reading.reason, reading.fault) == ("policy_denied", Fault.POLICY)
+
+
+# -- many at once
+
+
+@pytest.mark.parametrize("kind", [http, scrape])
+def test_two_hundred_hung_probes_each_end_by_their_deadline(kind):
+    with nothing_left(), Server(servers.tarpit) as server, ThreadPoolExecutor(200) as pool:
+        prober = make_prober()
+        source_type, config = kind(server.url)
+        typed = probes.parse(source_type, {**config, "timeout_ms": 1500})
+
+        def one(_):
+            started = Clock().monotonic()
+            reading = prober.look(source_type, typed)
+            return reading.reason, Clock().monotonic() - started - typed.timeout
+
+        ended = list(pool.map(one, range(200)))
+    assert {reason for reason, _ in ended} == {"ETIMEDOUT"}
+    assert max(late for _, late in ended) <= GRACE
+    assert min(late for _, late in ended) >= -0.005
