@@ -1,7 +1,6 @@
 """Documents of definitions, `apiVersion: observer/v1` (reference/observer-yaml.md): text in, metrics and warnings out.
 
-YAML is composed to nodes by ruamel.yaml's pure parser and read from there, so that every complaint names its line and
-no tag of the text ever makes an object; aliases are followed up to a bound. What is not understood is named in a
+Every complaint names its line, because `nodes` remembers them. What is not understood is named in a
 warning and left out, the rest stands. Used by the agent for DEFINITIONS_FILE and by the hub.
 """
 
@@ -16,13 +15,12 @@ from typing import Any
 
 from observer_agent.errors import DocumentError, InvalidConfig
 from observer_agent.model import Operation
+from observer_agent.nodes import Complaint, Map, Values, shown
 
 API_VERSION = "observer/v1"
 NAMESPACE = "observer:metric:"
 NO_PROBE = "manual"
 TEXT_MAX = 8 * 1024 * 1024
-VALUES_MAX = 200_000
-DEPTH_MAX = 40
 NAME_MAX = 128
 TITLE_MAX = 200
 FLOOR_MINUTES = 1 / 60
@@ -67,29 +65,6 @@ class Document:
     warnings: tuple[str, ...] = ()
 
 
-class Map(dict[str, Any]):
-    """A mapping that remembers its line, and that of each key."""
-
-    line = 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: dict[str, int] = {}
-
-    def at(self, name: str) -> int:
-        """The line of a field, or that of the mapping where the field is absent."""
-        return self.lines.get(name, self.line)
-
-
-class _Complaint(Exception):
-    """Something at a line is not understood."""
-
-    def __init__(self, line: int, text: str) -> None:
-        super().__init__(text)
-        self.line = line
-        self.text = text
-
-
 def read(text: str, source: str, check: Check | None = None) -> Document:
     """Reads a document; `check` may refuse a `source_config` by raising InvalidConfig. Raises DocumentError."""
     return _Reader(source, check).read(text)
@@ -100,12 +75,11 @@ class _Reader:
         self._source = source
         self._check = check
         self._warnings: list[tuple[int, str]] = []
-        self._values = 0
 
     def read(self, text: str) -> Document:
         try:
             top = self._top(text)
-        except _Complaint as complaint:
+        except Complaint as complaint:
             raise DocumentError(f"{self._source}:{complaint.line}: {complaint.text}") from None
         self._unknown(top, SECTIONS, "section")
         metrics = tuple(self._metrics(top))
@@ -119,21 +93,20 @@ class _Reader:
 
     def _unknown(self, found: Map, known: frozenset[str], noun: str) -> None:
         for name in found.keys() - known:
-            self._warn(found.at(name), f"unknown {noun} {_shown(name)} is ignored")
+            self._warn(found.at(name), f"unknown {noun} {shown(name)} is ignored")
 
     # -- the document
 
     def _top(self, text: str) -> Map:
         if len(text) > TEXT_MAX:
-            raise _Complaint(1, f"the document is larger than {TEXT_MAX} characters: split it")
-        node = _compose(text)
-        top = self._value(node, ()) if node is not None else None
+            raise Complaint(1, f"the document is larger than {TEXT_MAX} characters: split it")
+        top = Values(self._warn).read(text)
         if not isinstance(top, Map):
-            raise _Complaint(1, f"not a mapping: begin with `apiVersion: {API_VERSION}` and `metrics:`")
+            raise Complaint(1, f"not a mapping: begin with `apiVersion: {API_VERSION}` and `metrics:`")
         version = top.get("apiVersion")
         if version != API_VERSION:
-            said = "is missing" if version is None else f"is {_shown(version)}"
-            raise _Complaint(top.at("apiVersion"), f"apiVersion {said}: write `apiVersion: {API_VERSION}`")
+            said = "is missing" if version is None else f"is {shown(version)}"
+            raise Complaint(top.at("apiVersion"), f"apiVersion {said}: write `apiVersion: {API_VERSION}`")
         return top
 
     def _section(self, owner: Map, name: str) -> Iterator[Map]:
@@ -159,8 +132,8 @@ class _Reader:
             try:
                 key = _name(each, "key")
                 if key in keys:
-                    raise _Complaint(each.at("key"), f"the key {_shown(key)} comes twice; the first one counts")
-            except _Complaint as complaint:
+                    raise Complaint(each.at("key"), f"the key {shown(key)} comes twice; the first one counts")
+            except Complaint as complaint:
                 self._warn(complaint.line, f"{name}: {complaint.text}; left out")
                 continue
             keys.add(key)
@@ -176,11 +149,11 @@ class _Reader:
             try:
                 metric = self._metric(each)
                 if metric.key in keys:
-                    raise _Complaint(each.at("key"), "the key comes twice, the first one counts")
+                    raise Complaint(each.at("key"), "the key comes twice, the first one counts")
                 if metric.wire["id"] in ids:
-                    raise _Complaint(each.at("id"), "the id comes twice, the first one counts")
-            except _Complaint as complaint:
-                self._warn(complaint.line, f"metric {_shown(each.get('key'))} is left out: {complaint.text}")
+                    raise Complaint(each.at("id"), "the id comes twice, the first one counts")
+            except Complaint as complaint:
+                self._warn(complaint.line, f"metric {shown(each.get('key'))} is left out: {complaint.text}")
                 continue
             keys.add(metric.key)
             ids.add(metric.wire["id"])
@@ -213,7 +186,7 @@ class _Reader:
         except InvalidConfig as error:
             field = str(error).partition(":")[0].strip().partition(".")[0]
             line = found.at("source_type") if field == "source_type" else config.lines.get(field)
-            raise _Complaint(line or found.at("source_config"), f"source_config: {error}") from None
+            raise Complaint(line or found.at("source_config"), f"source_config: {error}") from None
 
     def _minutes(self, found: Map, name: str, default: float) -> float:
         """An interval in minutes, from a number of minutes or a text like `30s`, `5m`, `1h`; at least one second."""
@@ -222,9 +195,9 @@ class _Reader:
             return default
         minutes = _period(value)
         if minutes is None or not 0 < minutes <= LONGEST_MINUTES:
-            raise _Complaint(found.at(name), f"{name}: {_shown(value)} is no interval: write minutes, or `30s`, `5m`")
+            raise Complaint(found.at(name), f"{name}: {shown(value)} is no interval: write minutes, or `30s`, `5m`")
         if minutes < FLOOR_MINUTES:
-            self._warn(found.at(name), f"{name}: {_shown(value)} is below one second; one second is used")
+            self._warn(found.at(name), f"{name}: {shown(value)} is below one second; one second is used")
         return max(minutes, FLOOR_MINUTES)
 
     def _rules(self, found: Map) -> dict[str, Any]:
@@ -233,55 +206,10 @@ class _Reader:
         for name in RULES:
             value = rules.get(name)
             if name.endswith("_operation") and value not in tuple(Operation):
-                raise _Complaint(rules.at(name), f"thresholds: {name} must be over, under or equal")
+                raise Complaint(rules.at(name), f"thresholds: {name} must be over, under or equal")
             if name.endswith("_value") and not _is_number(value):
-                raise _Complaint(rules.at(name), f"thresholds: {name} must be a number")
+                raise Complaint(rules.at(name), f"thresholds: {name} must be a number")
         return {name: rules[name] for name in RULES}
-
-    # -- nodes to values
-
-    def _value(self, node: Any, above: tuple[int, ...]) -> Any:
-        """A node as plain data; refuses what contains itself, is too deep or grows too large through aliases."""
-        line = node.start_mark.line + 1
-        self._values += 1
-        if self._values > VALUES_MAX:
-            raise _Complaint(line, f"more than {VALUES_MAX} values, aliases followed: write it with fewer aliases")
-        if id(node) in above or len(above) > DEPTH_MAX:
-            raise _Complaint(line, f"nested deeper than {DEPTH_MAX}, or in itself: write it without that alias")
-        above = (*above, id(node))
-        if node.id == "mapping":
-            return self._map(node, line, above)
-        if node.id == "sequence":
-            return [self._value(each, above) for each in node.value]
-        return _scalar(node)
-
-    def _map(self, node: Any, line: int, above: tuple[int, ...]) -> Map:
-        found = Map()
-        found.line = line
-        merged: list[Any] = []
-        for key, value in node.value:
-            at = key.start_mark.line + 1
-            if key.id != "scalar":
-                self._warn(at, "a key that is not a plain text is ignored")
-            elif key.tag == "tag:yaml.org,2002:merge":
-                merged += value.value if value.id == "sequence" else [value]
-            elif (name := _mended(key.value)) in found:
-                self._warn(at, f"the field {_shown(name)} comes twice; the first one counts")
-            else:
-                found[name] = self._value(value, above)
-                found.lines[name] = at
-        for each in merged:
-            self._merge(found, each, above)
-        return found
-
-    def _merge(self, found: Map, node: Any, above: tuple[int, ...]) -> None:
-        """`<<`: fields of another mapping where this one has none of its own."""
-        other = self._value(node, above)
-        if not isinstance(other, Map):
-            raise _Complaint(node.start_mark.line + 1, "`<<` takes a mapping or a list of mappings")
-        for name, value in other.items():
-            if name not in found:
-                found[name], found.lines[name] = value, other.at(name)
 
 
 def metric_id(key: str) -> str:
@@ -289,62 +217,13 @@ def metric_id(key: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, NAMESPACE + key))
 
 
-def _compose(text: str) -> Any:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
-    try:
-        return YAML(typ="safe", pure=True).compose(text)
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise _Complaint(line, f"not YAML ({error.problem or error.context}): correct this line") from None
-    except (YAMLError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
-        raise _Complaint(1, f"not YAML ({type(error).__name__}): correct the text") from None
-    except RecursionError:
-        raise _Complaint(1, "nested too deeply: write it flatter") from None
-
-
-def _scalar(node: Any) -> Any:
-    """None, a bool, an int, a finite float, or the text as it was written."""
-    text, kind = _mended(node.value), str(node.tag).rpartition(":")[2]
-    if node.style is not None or kind not in ("null", "bool", "int", "float"):
-        return text
-    if kind == "null":
-        return None
-    if kind == "bool":
-        return text.lower() in ("true", "yes", "on", "y")
-    try:
-        return _integer(text.replace("_", "")) if kind == "int" else _finite(text.replace("_", ""))
-    except (ValueError, OverflowError):
-        return text
-
-
-def _mended(text: str) -> str:
-    """JSON writes a character beyond 16 bits as two escapes; halves that stay alone, and NUL, cannot be stored."""
-    if text.isascii() and "\0" not in text:
-        return text
-    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return whole.replace("\0", "\ufffd")
-
-
-def _integer(text: str) -> int:
-    return int(text, 0) if text.lstrip("+-")[:2].lower() in ("0x", "0o", "0b") else int(text)
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError
-    return number
-
-
 def _name(found: Map, name: str) -> str:
     """A text of 1 to 128 characters that must be there; a number counts as its text."""
     value = found.get(name)
     if value is None:
-        raise _Complaint(found.at(name), f"{name} is missing")
+        raise Complaint(found.at(name), f"{name} is missing")
     if isinstance(value, bool) or not isinstance(value, str | int) or not 1 <= len(str(value)) <= NAME_MAX:
-        raise _Complaint(found.at(name), f"{name} must be a text of 1 to {NAME_MAX} characters")
+        raise Complaint(found.at(name), f"{name} must be a text of 1 to {NAME_MAX} characters")
     return str(value)
 
 
@@ -353,7 +232,7 @@ def _text(found: Map, name: str, default: str) -> str:
     if value is None:
         return default
     if isinstance(value, dict | list):
-        raise _Complaint(found.at(name), f"{name} must be a text")
+        raise Complaint(found.at(name), f"{name} must be a text")
     return str(value)
 
 
@@ -363,7 +242,7 @@ def _mapping(found: Map, name: str) -> Map:
         value = Map()
         value.line = found.at(name)
     if not isinstance(value, Map):
-        raise _Complaint(found.at(name), f"{name} must be a mapping")
+        raise Complaint(found.at(name), f"{name} must be a mapping")
     return value
 
 
@@ -371,7 +250,7 @@ def _agents(found: Map) -> tuple[str, ...]:
     value = found.get("agent")
     listed = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(each, str) and each for each in listed) or value == []:
-        raise _Complaint(found.at("agent"), "agent must be the name of an agent, or a list of names")
+        raise Complaint(found.at("agent"), "agent must be the name of an agent, or a list of names")
     return tuple(listed)
 
 
@@ -389,8 +268,3 @@ def _is_number(value: object) -> bool:
     if isinstance(value, str):
         return _NUMBER.fullmatch(value.strip()) is not None and math.isfinite(float(value))
     return not isinstance(value, bool) and isinstance(value, int | float) and abs(value) < 1e300
-
-
-def _shown(value: object) -> str:
-    """A name in a warning: short, on one line; no more of a value than that."""
-    return "without a key" if value is None else repr(str(value)[:64])

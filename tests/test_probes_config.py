@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from observer_agent import probes
@@ -187,6 +187,7 @@ FIELDS = (
 LIKELY = st.sampled_from(["http://a", "https://[::1]:1/?q#f", "$.a", "PROBE_X", "GET", "a.b", "127.0.0.1", "up"])
 
 
+@settings(max_examples=300, deadline=None)
 @given(st.sampled_from([*MINIMAL, "other"]), st.dictionaries(st.sampled_from(FIELDS) | st.text(), JSON | LIKELY) | JSON)
 def test_parse_raises_nothing_but_invalid_config(source_type, config):
     try:
@@ -197,6 +198,7 @@ def test_parse_raises_nothing_but_invalid_config(source_type, config):
         assert 0 < typed.timeout <= 60
 
 
+@settings(max_examples=1000, deadline=None)
 @given(st.text(st.characters(codec=None)) | st.text("htps:/.@[]%:?#\\ab1 ", max_size=20).map("http://".__add__))
 def test_whatever_parses_as_a_url_is_safe_to_send(text):
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -86,6 +86,7 @@ def found(text, metric):
 VALUES = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(VALUES, VALUES, st.floats(allow_nan=False)), max_size=5))
 def test_the_same_samples_as_prometheus_client(rows):
     registry = CollectorRegistry()
@@ -100,6 +101,7 @@ def test_the_same_samples_as_prometheus_client(rows):
         assert sorted(map(str, found(text, metric))) == sorted(map(str, expected(text, metric)))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_page_gives_samples_or_a_complaint(page):
     try:

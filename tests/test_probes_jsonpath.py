@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from observer_agent.clock import Clock
@@ -68,6 +68,7 @@ def test_w15_names_indexes_and_wildcards_and_nothing_else(path, found):
         assert find(parse_path(path), DOCUMENT) == found
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30) | st.text("$.[]*'\"\\a0-?@(): ", max_size=30))
 def test_any_text_is_a_path_or_a_complaint(text):
     try:
@@ -145,6 +146,7 @@ def test_a_body_that_cannot_be_parsed_in_time_is_not_begun():
     assert caught.value.reason == "ETIMEDOUT"
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_number_survives(value):
     tools = make_tools()

@@ -1,7 +1,7 @@
 """The database: one engine, reads side by side, one write at a time, the schema brought up to date at opening.
 
-SQLite in WAL mode: a commit survives the end of the process, however it ends, and is made before the answer goes out
-(`synchronous=NORMAL`: a power cut may take the last moments with it). Any thread may use a `Database`.
+SQLite in WAL mode, `synchronous=FULL`: a commit is on the disk before the answer goes out, because an agent forgets
+what the hub has accepted. Any thread may use a `Database`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from observer_agent.errors import ConfigError
 
 BUSY_MS = 10_000
 POOL = 16  # request threads and a few
-PRAGMAS = (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON")
+PRAGMAS = (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
 
 
 class Database:

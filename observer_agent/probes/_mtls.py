@@ -30,6 +30,7 @@ DAY: Final = 86_400
 
 _MARKER: Final = "-----BEGIN"
 _KEY = re.compile(r"-----BEGIN ((?:[A-Z0-9]+ )*)PRIVATE KEY-----.*?-----END \1PRIVATE KEY-----", re.DOTALL)
+_CERT = re.compile(r"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----.*?-----END [A-Z0-9 ]*CERTIFICATE-----", re.DOTALL)
 _KEY_KINDS: Final = ("", "RSA ", "EC ")
 _MALFORMED: Final = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
 
@@ -157,8 +158,8 @@ def _check_pair(cert: Pem, key: Pem, now: float) -> Pair:
     key_text = key.read(Reason.MTLS_KEY_PARSE_FAILED)
     dates = _dates(cert, cert_text)
     _check_dates(*dates, now)
-    block = _check_key(key, key_text)
-    pem = f"{cert_text}\n{block}\n"
+    # Blocks alone: a certificate's file may hold a key as well, and OpenSSL takes the first.
+    pem = "\n".join((*_CERT.findall(cert_text), _check_key(key, key_text), ""))
     _check_match(pem, cert.ref, key.ref)
     return Pair(pem, *dates)
 
@@ -225,7 +226,7 @@ def _check_match(pem: str, cert_ref: str, key_ref: str) -> None:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(path, password="")
     except ssl.SSLError as error:
         name = error.reason or ""
-        if "MISMATCH" in name:
+        if "MISMATCH" in name or name == "NO_CERTIFICATE_ASSIGNED":  # the latter: RSA against EC
             text = f"the key of {key_ref} does not belong to the certificate of {cert_ref}"
             raise Failed(Reason.MTLS_KEY_MISMATCH, text, env=key_ref) from None
         if "TOO_SMALL" in name or "TOO_WEAK" in name:
