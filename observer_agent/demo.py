@@ -187,6 +187,7 @@ class Demo:
 
     def _say(self, line: str) -> None:
         click.echo(line, err=self._json)
+        self._lines = 0  # the live table begins below
 
     def _show(self, at: float) -> None:
         seen = self._seen

@@ -79,7 +79,7 @@ class Server:
         with self._lock:
             thread = threading.Thread(target=target, name=f"server-{self.port}", daemon=True)
             self._threads.append(thread)
-        thread.start()
+            thread.start()
 
     def _accept(self) -> None:
         while not self.stopping.is_set():

@@ -76,6 +76,11 @@ def test_every_source_type_is_documented():
         assert re.search(rf"^## `{name}`", text, re.M), name
 
 
+def test_every_reason_code_is_documented():
+    named = set(re.findall(r"`([A-Za-z_]+)(?::<code>)?`", read("docs/probes.md")))
+    assert {reason.value for reason in probes.Reason} <= named
+
+
 def test_the_map_of_the_package_equals_the_directory():
     listed = set(re.findall(r"^([a-z_]+(?:\.py|/)) ", observer_agent.__doc__, re.M))
     package = Path(observer_agent.__file__).parent

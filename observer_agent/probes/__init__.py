@@ -63,11 +63,14 @@ class Prober:
         The deadline is the configuration's own `timeout`, or `timeout_override`, in seconds from now. `duration_ms` of
         the reading is the whole look in milliseconds.
         """
+        source = SOURCES.get(source_type)
+        if source is None:
+            return Reading(None, Reason.UNKNOWN_SOURCE_TYPE.value, Fault.CONFIG)
         monotonic = self._tools.clock.monotonic
         started = monotonic()
         try:
             timeout = config.timeout if timeout_override is None else timeout_override
-            reading = SOURCES[source_type].probe(config, started + timeout, self._tools)
+            reading = source.probe(config, started + timeout, self._tools)
         except Exception as error:
             # Only the class: a message may hold anything that the probe had in its hands.
             name = type(error).__name__

@@ -7,6 +7,7 @@ the address that is connected to, so that no name can point at one (probes.md W1
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Callable
 from typing import Final
 
@@ -66,13 +67,15 @@ class Stream:
         self.explain: Callable[[OSError], Failed] = run.explain
 
     def send(self, data: bytes) -> None:
-        """Sends everything."""
+        """Sends everything, or as much as the other side takes: one that hangs up may have said why."""
         view = memoryview(data)
         try:
             while view:
                 # Not sendall: over TLS that one gives every piece the whole of the time that is left.
                 self.sock.settimeout(self.run.left())
                 view = view[self.sock.send(view) :]
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+            return
         except OSError as error:
             raise self.explain(error) from None
 

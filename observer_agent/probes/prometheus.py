@@ -147,7 +147,7 @@ def _understand(body: bytes) -> Answer:
     data = data if isinstance(data, dict) else {}
     point = _point(data.get("resultType"), data.get("result"))
     warnings = [*_texts(content.get("warnings")), *_texts(content.get("infos"))]
-    return Answer(str(point[1]), _time(point[0]), tuple(warnings))
+    return Answer(point[1] if isinstance(point[1], str) else "", _time(point[0]), tuple(warnings))
 
 
 def _point(kind: object, result: object) -> list[Any]:
