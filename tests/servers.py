@@ -229,6 +229,15 @@ def refused_port() -> Iterator[int]:
         yield sock.getsockname()[1]
 
 
+def has_ipv6() -> bool:
+    """Whether this machine has the loopback address of IPv6."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
 # -- certificates
 
 

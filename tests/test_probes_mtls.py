@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import dsa, rsa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from observer_agent import probes
 from observer_agent.model import Fault
@@ -101,6 +104,17 @@ def test_pem_that_cannot_be_read(name, reason, text, authority, pair, tmp_path):
     assert failed(look(environment(authority, pair, **{name: str(file)})), reason)["env"] == name
     if "BEGIN" in text:
         failed(look(environment(authority, pair, **{name: text})), reason)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([0, 1]), st.floats(0, 1, exclude_max=True), st.integers(0, 255))
+def test_a_damaged_certificate_or_key_has_a_reason(authority, pair, which, place, byte):
+    head, *lines, tail = pair[which].strip().split("\n")
+    der = bytearray(base64.b64decode("".join(lines)))
+    der[int(place * len(der))] = byte
+    text = f"{head}\n{base64.encodebytes(der).decode()}{tail}"
+    reading = look(environment(authority, (text, pair[1]) if which == 0 else (pair[0], text)))
+    assert reading.reason == "ECONNREFUSED" or reading.reason.startswith("mtls_")
 
 
 def test_mtls_cert_expired(authority, pair):

@@ -6,9 +6,13 @@ import json
 from urllib.parse import parse_qs
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from observer_agent import probes
 from observer_agent.model import Fault
+from observer_agent.probes import prometheus
+from observer_agent.probes._reasons import Failed
 from observer_agent.probes._url import parse_url
 from observer_agent.probes.prometheus import query_url
 from tests.servers import Server, answer, make_prober, refused_port, scripted
@@ -101,6 +105,26 @@ def test_w20_reasons(reply, reason, fault):
     assert (reading.value, reading.reason, reading.fault) == (None, reason, fault)
     assert "hunter2" not in str(reading)
     assert reading.detail["query"].startswith("#")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.sampled_from(["vector", "scalar", "success"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["status", "data", "resultType", "result", "value", "warnings"]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None)
+@given(JSON | st.fixed_dictionaries({"data": st.fixed_dictionaries({"resultType": JSON, "result": JSON})}))
+def test_any_json_is_an_answer_or_a_failure(content):
+    try:
+        found = prometheus._understand(json.dumps(content).encode())
+    except Failed:
+        return
+    assert isinstance(found.text, str)
 
 
 def test_w14_the_largest_answer_is_one_mebibyte():

@@ -32,7 +32,7 @@ _MARKER: Final = "-----BEGIN"
 _KEY = re.compile(r"-----BEGIN ((?:[A-Z0-9]+ )*)PRIVATE KEY-----.*?-----END \1PRIVATE KEY-----", re.DOTALL)
 _CERT = re.compile(r"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----.*?-----END [A-Z0-9 ]*CERTIFICATE-----", re.DOTALL)
 _KEY_KINDS: Final = ("", "RSA ", "EC ")
-_MALFORMED: Final = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
+_MALFORMED: Final = (ssl.SSLError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
 
 
 class Refs(Protocol):
@@ -170,6 +170,7 @@ def _dates(cert: Pem, text: str) -> tuple[float, float]:
     try:
         blocks = pem.unarmor(text.encode("latin-1"), multiple=True)
         der = next(der for kind, _, der in blocks if kind.endswith("CERTIFICATE"))
+        new_context(True, ssl.DER_cert_to_PEM_cert(der))  # OpenSSL reads more of it, and must be content too
         validity = x509.Certificate.load(der)["tbs_certificate"]["validity"]
         return validity["not_before"].native.timestamp(), validity["not_after"].native.timestamp()
     except (*_MALFORMED, StopIteration):

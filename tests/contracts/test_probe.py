@@ -324,6 +324,7 @@ def test_a_resolver_that_hangs(kind):
     assert list(reading.phases) == ["resolve"]
 
 
+@pytest.mark.skipif(not servers.has_ipv6(), reason="this machine has no ::1")
 def test_ipv6():
     with nothing_left(), Server(scripted(answer()), host="::1") as server:
         assert ask(http, server).value > 0
