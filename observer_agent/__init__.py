@@ -18,6 +18,7 @@ verdict.py        pure: thresholds, and the grid of due moments
 worker.py         a step repeated on a named thread; the supervisor
 queuefile.py      the format of the queue file, and reading it from outside
 accounts.py       what each queue id was given, accepted and lost
+rows.py           which rows repeat what is known, and which go first
 nodes.py          YAML text to values that remember their lines
 document.py       a document of definitions to the wire's rows
     floor 2 - ends (know tools; never one another)

@@ -26,16 +26,18 @@ Lost = Counter[tuple[str, str]]  # (queue id, reason) to rows
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What the file holds: the next row id, rows, bytes of data, and when the oldest row was put."""
+    """What the file holds: the next row id, rows, bytes of data, redundant rows, and when the oldest row was put."""
 
     next_id: int
     rows: int
     bytes: int
+    redundant: int
     oldest: float | None = None
 
-    def without(self, rows: int, size: int) -> Held:
-        """After rows have left."""
-        return replace(self, rows=self.rows - rows, bytes=max(0, self.bytes - size))
+    def without(self, rows: int, size: int, redundant: int) -> Held:
+        """After rows have left, or stopped being redundant."""
+        bytes_, left = max(0, self.bytes - size), max(0, self.redundant - redundant)
+        return replace(self, rows=self.rows - rows, bytes=bytes_, redundant=left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +54,14 @@ class Accounts:
 
     def __init__(self, conn: sqlite3.Connection) -> None:
         """Begins a new opening of the file: draws its queue id."""
-        meta = "SELECT next_id, rows, bytes, started_at FROM meta"
-        next_id, rows, size, self.started_at = conn.execute(meta).fetchone()
+        meta = "SELECT next_id, rows, bytes, redundant, started_at FROM meta"
+        next_id, rows, size, redundant, self.started_at = conn.execute(meta).fetchone()
         self.queue_id = str(uuid.uuid4())
         with transaction(conn) as tx:
             _fold_old_openings(tx, next_id)
             tx.execute("INSERT INTO openings VALUES (?, ?)", (self.queue_id, next_id))
             tx.execute("UPDATE meta SET clean = 0")
-        self.held = Held(next_id, rows, size, oldest_row(conn))
+        self.held = Held(next_id, rows, size, redundant, oldest_row(conn))
         openings = conn.execute("SELECT queue_id, first_row_id FROM openings ORDER BY first_row_id").fetchall()
         self._ids = [str(row[0]) for row in openings]
         self._firsts = [int(row[1]) for row in openings]
@@ -75,7 +77,8 @@ class Accounts:
     def write(self, tx: sqlite3.Connection, change: Change) -> None:
         """Into the file, in the transaction that changes it."""
         held = change.held
-        tx.execute("UPDATE meta SET next_id = ?, rows = ?, bytes = ?", (held.next_id, held.rows, held.bytes))
+        sums = (held.next_id, held.rows, held.bytes, held.redundant)
+        tx.execute("UPDATE meta SET next_id = ?, rows = ?, bytes = ?, redundant = ?", sums)
         for (queue_id, reason), n in change.lost.items():
             tx.execute(_COUNT, (queue_id, str(reason), n))
         if change.accepted[1]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import fcntl
 import logging
 import sqlite3
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +26,7 @@ from observer_agent.clock import Clock
 from observer_agent.errors import QueueError
 from observer_agent.model import Answer, Batch, Fate, Ledger, Loss, Reject, Row, Sample
 from observer_agent.queuefile import TABLE, checksum, transaction
+from observer_agent.rows import Entry, Flight, Rows, Stored
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +34,6 @@ EVICT_AT_ONCE = 32
 KEEP_REJECTED = 1000
 KEEP_REJECTED_SECONDS = 7 * 86400.0
 TEXT_MAX = 200
-
-_INSERT = f"INSERT INTO {TABLE} (_id, data, timestamp, crc, metric_id) VALUES (?, ?, ?, ?, ?)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,17 @@ class _NoSerializer:
     loads = staticmethod(bytes)
 
 
+class _Round:
+    """Entries that will share a transaction. Its leader holds `done` until the commit; the others wait for that."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.done = threading.Lock()
+        self.done.acquire()
+        self.dropped = 0
+        self.error: QueueError | None = QueueError("the put was interrupted")
+
+
 class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
     """See the module. Open one with `open_queue`; `on_put` is called after each commit that added rows."""
 
@@ -64,7 +76,9 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
         self._clock = clock
         self._sync = sync
         self._lock_file = _lock(file)
-        self._flight: tuple[int, int] | None = None
+        self._flight = Flight()
+        self._round: _Round | None = None
+        self._round_lock = threading.Lock()
         try:
             super().__init__(str(file.parent), multithreading=True, serializer=_NoSerializer, db_file_name=file.name)
         except BaseException:
@@ -81,64 +95,90 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
     def _count(self) -> int:
         """Reads the accounts; the base class calls it once, at the end of its opening."""
         self.accounts = Accounts(self._putter)
+        self.rows = Rows(self._putter)
         return self.accounts.held.rows
 
     # -- put
 
     def put(self, samples: Sequence[Sample]) -> int:
-        """Stores samples in one transaction and returns how many rows were dropped to make room.
+        """Stores samples and returns how many rows were dropped to make room; returns after the commit.
 
-        Returns after the commit. Raises QueueError when the file does not take them; then nothing was stored.
+        Threads that put at the same time share one transaction: the first to come leads, those that come while it
+        waits for the file are taken along. Which rows were dropped is told to the leader alone. Raises QueueError when
+        the file does not take them; then nothing of that transaction was stored.
         """
         if not samples:
             return 0
-        now = self._clock.now()
-        with self.tran_lock:
-            before = self.accounts.held
-            rows = [_row(before.next_id + n, sample, now) for n, sample in enumerate(samples)]
-            with transaction(self._putter) as tx:
-                tx.executemany(_INSERT, rows)
-                size = before.bytes + sum(len(row[1]) for row in rows)
-                held = replace(before, next_id=before.next_id + len(rows), rows=before.rows + len(rows), bytes=size)
-                lost, held = self._evict(tx, held, now)
-                if lost or held.oldest is None:
-                    held = replace(held, oldest=oldest_row(tx))
-                change = Change(held, lost)
-                self.accounts.write(tx, change)
-            self._take(change)
-        self.on_put()
+        entries = [Entry(sample.metric_id, sample.status.value, sample.encode()) for sample in samples]
+        with self._round_lock:
+            leads = self._round is None
+            turn = self._round = self._round or _Round()
+            turn.entries += entries
+        if leads:
+            self._lead(turn)
+        else:
+            with turn.done:
+                pass
+        if turn.error:
+            raise QueueError(str(turn.error)) from turn.error
+        return turn.dropped if leads else 0
+
+    def _lead(self, turn: _Round) -> None:
+        try:
+            with self.tran_lock:
+                with self._round_lock:
+                    self._round = None
+                turn.dropped = self._store(turn.entries)
+            turn.error = None
+        except QueueError as error:
+            turn.error = error
+        finally:
+            turn.done.release()
+        if turn.error is None:
+            self.on_put()
+
+    def _store(self, entries: Sequence[Entry]) -> int:
+        now, before = self._clock.now(), self.accounts.held
+        with self._changing() as tx:
+            came = self.rows.insert(tx, before.next_id, entries, now)
+            held = replace(
+                before,
+                next_id=before.next_id + came.rows,
+                rows=before.rows + came.rows,
+                bytes=before.bytes + came.bytes,
+                redundant=before.redundant + came.redundant,
+            )
+            lost, held = self._evict(tx, held, now)
+            if lost or held.oldest is None:
+                held = replace(held, oldest=oldest_row(tx))
+            change = Change(held, lost)
+            self.accounts.write(tx, change)
+        self._take(change)
         return lost.total()
 
     def _evict(self, tx: sqlite3.Connection, held: Held, now: float) -> tuple[Lost, Held]:
-        """Deletes the oldest rows that are not in flight until the bounds hold; returns what went, and what stays."""
+        """Deletes rows that are not in flight until the bounds hold; returns what went, and what stays."""
         lost: Lost = Counter()
         while True:
-            over, reason = self._excess(tx, held, now)
-            rows = self._oldest_rows(tx, over) if over else []
+            rows, reason = self._victims(tx, held, now)
             if not rows:
                 return lost, held
-            tx.executemany(f"DELETE FROM {TABLE} WHERE _id = ?", [(row[0],) for row in rows])
-            lost += self.accounts.count([row[0] for row in rows], reason)
-            held = held.without(len(rows), sum(row[1] for row in rows))
+            held = held.without(*self.rows.delete(tx, rows))
+            cleared = self.rows.hand_over(tx, rows, held.redundant > 0)
+            held = held.without(0, 0, cleared)
+            lost += self.accounts.count([row.id for row in rows], reason)
 
-    def _excess(self, tx: sqlite3.Connection, held: Held, now: float) -> tuple[int, Loss]:
-        """How many rows may go in the next bite, and why."""
-        bounds = self.bounds
+    def _victims(self, tx: sqlite3.Connection, held: Held, now: float) -> tuple[list[Stored], Loss]:
+        """The next rows to go, and why."""
+        bounds, flight = self.bounds, self._flight
         if held.rows > bounds.rows:
-            return min(held.rows - bounds.rows, EVICT_AT_ONCE), Loss.CAP
+            limit = min(held.rows - bounds.rows, EVICT_AT_ONCE)
+            return self.rows.victims(tx, limit, held.redundant, flight), Loss.CAP
         if bounds.bytes is not None and held.bytes > bounds.bytes:
-            return 1, Loss.CAP
+            return self.rows.victims(tx, 1, held.redundant, flight), Loss.CAP
         if bounds.age is not None and held.oldest is not None and held.oldest < now - bounds.age:
-            low, high = self._flight or (0, 0)
-            old = f"SELECT count(*) FROM {TABLE} WHERE timestamp < ? AND _id NOT BETWEEN ? AND ?"
-            found = tx.execute(old, (now - bounds.age, low, high)).fetchone()[0]
-            return min(int(found), EVICT_AT_ONCE), Loss.AGE
-        return 0, Loss.CAP
-
-    def _oldest_rows(self, tx: sqlite3.Connection, limit: int) -> list[tuple[int, int]]:
-        low, high = self._flight or (0, 0)
-        sql = f"SELECT _id, length(data) FROM {TABLE} WHERE _id NOT BETWEEN ? AND ? ORDER BY _id LIMIT ?"
-        return tx.execute(sql, (low, high, limit)).fetchall()
+            return self.rows.older(tx, now - bounds.age, EVICT_AT_ONCE, flight), Loss.AGE
+        return [], Loss.CAP
 
     # -- peek and settle
 
@@ -150,25 +190,26 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
         """
         limit = max(1, min(limit, self.bounds.rows // 2))
         high = 2**62 if upto is None else upto
-        sql = f"SELECT _id, data, crc FROM {TABLE} WHERE _id > ? AND _id <= ? ORDER BY _id LIMIT ?"
         with self.tran_lock:
-            self._flight = None
-            good: list[Row] = []
+            self._land()
+            good: list[tuple[Row, int]] = []
             while not good:
-                found = self._read(sql, (after, high, limit))
+                found = self._read((after, high, limit))
                 if not found:
                     return None
-                good = [Row(i, data) for i, data, crc in found if checksum(i, data) == crc]
+                good = [(Row(i, data), flag) for i, data, crc, flag in found if checksum(i, data) == crc]
                 if len(good) < len(found):
-                    self._discard([row[0] for row in found], {row.id for row in good})
-            queue_id = self.accounts.queue_id_of(good[0].id)
-            rows = tuple(row for row in good if self.accounts.queue_id_of(row.id) == queue_id)
-            self._flight = (rows[0].id, rows[-1].id)
+                    self._discard([each[0] for each in found], {row.id for row, _ in good})
+            queue_id = self.accounts.queue_id_of(good[0][0].id)
+            mine = [each for each in good if self.accounts.queue_id_of(each[0].id) == queue_id]
+            rows = tuple(row for row, _ in mine)
+            self._flight = Flight(rows[0].id, rows[-1].id, sum(flag for _, flag in mine))
         return Batch(queue_id, rows)
 
-    def _read(self, sql: str, parameters: tuple[int, ...]) -> list[tuple[int, bytes, int]]:
+    def _read(self, parameters: tuple[int, ...]) -> list[tuple[int, bytes, int, int]]:
+        sql = f"SELECT _id, data, crc, redundant FROM {TABLE} WHERE _id > ? AND _id <= ? ORDER BY _id LIMIT ?"
         try:
-            return [(i, bytes(data), crc) for i, data, crc in self._putter.execute(sql, parameters)]
+            return [(i, bytes(data), crc, flag) for i, data, crc, flag in self._putter.execute(sql, parameters)]
         except sqlite3.Error as error:
             raise QueueError(f"the queue file: {error}") from error
 
@@ -179,30 +220,41 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
         QueueError; then every row is still there, and still out of reach of the bound.
         """
         if answer.fate not in (Fate.ACCEPTED, Fate.REFUSED, Fate.FENCED):
-            self._flight = None
+            with self.tran_lock:
+                self._land()
             return
         refused = _refused(batch, answer)
-        reason, gone = (Loss.FENCED, len(batch)) if answer.fate is Fate.FENCED else (loss, len(refused))
-        lost: Lost = Counter({(batch.queue_id, reason.value): gone} if gone else {})
+        fenced = answer.fate is Fate.FENCED
+        gone = {row.id for row in batch.rows} if fenced else {row.id for row, _ in refused}
         with self.tran_lock:
-            with transaction(self._putter) as tx:
-                if not self._delete(tx, batch):
+            with self._changing() as tx:
+                found = self.rows.between(tx, batch.rows[0].id, batch.rows[-1].id)
+                if not found:
                     return  # a suspect that was not in flight and has been evicted meanwhile
+                if len(found) != len(batch):
+                    raise QueueError(f"only {len(found)} rows of a batch of {len(batch)} are in the queue")
+                change = self._close(tx, found, gone, Loss.FENCED if fenced else loss)
                 self._bury(tx, batch, refused, answer)
-                held = self.accounts.held.without(len(batch), sum(len(row.data) for row in batch.rows))
-                held = replace(held, oldest=oldest_row(tx))
-                change = Change(held, lost, (batch.queue_id, len(batch) - gone))
                 self.accounts.write(tx, change)
-            self._flight = None
+            self._land()
             self._take(change)
 
-    def _delete(self, tx: sqlite3.Connection, batch: Batch) -> bool:
-        """Takes the rows of a batch out; False when none of them is there."""
-        low, high = batch.rows[0].id, batch.rows[-1].id
-        gone = tx.execute(f"DELETE FROM {TABLE} WHERE _id BETWEEN ? AND ?", (low, high)).rowcount
-        if gone not in (0, len(batch)):
-            raise QueueError(f"only {gone} rows of a batch of {len(batch)} were in the queue")
-        return gone > 0
+    def _close(self, tx: sqlite3.Connection, found: list[Stored], gone: set[int], reason: Loss) -> Change:
+        """Takes the rows of a batch out; those in `gone` are lost, the others accepted."""
+        low, high = found[0].id, found[-1].id
+        tx.execute(f"DELETE FROM {TABLE} WHERE _id BETWEEN ? AND ?", (low, high))
+        sums = (len(found), sum(row.size for row in found), sum(row.redundant for row in found))
+        held = self.accounts.held.without(*sums)
+        lost = [row for row in found if row.id in gone]
+        held = held.without(0, 0, self.rows.hand_over(tx, lost, held.redundant > 0))
+        accepted = (self.accounts.queue_id_of(low), len(found) - len(lost))
+        held = replace(held, oldest=oldest_row(tx))
+        return Change(held, self.accounts.count([row.id for row in lost], reason), accepted)
+
+    def _land(self) -> None:
+        """No request is in progress any more."""
+        self.rows.landed(self._flight)
+        self._flight = Flight()
 
     def _bury(self, tx: sqlite3.Connection, batch: Batch, refused: Sequence[tuple[Row, str]], answer: Answer) -> None:
         """Keeps refused rows as dead letters: the newest 1,000 of seven days."""
@@ -226,15 +278,25 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
     def _discard(self, seen: list[int], good: set[int]) -> None:
         """Takes rows out that do not match their checksum: they are lost as `damaged`."""
         bad = [row_id for row_id in seen if row_id not in good]
-        marks = ",".join("?" * len(bad))
-        with transaction(self._putter) as tx:
-            size = tx.execute(f"SELECT total(length(data)) FROM {TABLE} WHERE _id IN ({marks})", bad).fetchone()[0]
-            tx.execute(f"DELETE FROM {TABLE} WHERE _id IN ({marks})", bad)
-            held = replace(self.accounts.held.without(len(bad), int(size)), oldest=oldest_row(tx))
-            change = Change(held, self.accounts.count(bad, Loss.DAMAGED))
+        with self._changing() as tx:
+            rows = [row for row in self.rows.between(tx, bad[0], bad[-1]) if row.id not in good]
+            held = self.accounts.held.without(*self.rows.delete(tx, rows))
+            held = held.without(0, 0, self.rows.hand_over(tx, rows, held.redundant > 0))
+            change = Change(replace(held, oldest=oldest_row(tx)), self.accounts.count(bad, Loss.DAMAGED))
             self.accounts.write(tx, change)
         self._take(change)
         log.error("%d samples in the queue file were damaged and are lost", len(bad))
+
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction on the putting connection, with what it changes of the runs."""
+        try:
+            with transaction(self._putter) as tx:
+                yield tx
+                self.rows.write(tx)
+            self.rows.commit()
+        finally:
+            self.rows.rollback()
 
     def _take(self, change: Change) -> None:
         self.accounts.take(change)
@@ -335,11 +397,6 @@ def _lock(file: Path) -> IO[Any]:
         handle.close()
         raise QueueHeld("another observer-agent uses this queue file") from None
     return handle
-
-
-def _row(row_id: int, sample: Sample, now: float) -> tuple[int, bytes, float, int, str]:
-    data = sample.encode()
-    return row_id, data, now, checksum(row_id, data), sample.metric_id
 
 
 def _refused(batch: Batch, answer: Answer) -> list[tuple[Row, str]]:

@@ -130,7 +130,7 @@ def test_rows_in_flight_are_never_evicted(make):
     queue = make(rows=10)
     queue.put(samples(10))
     batch = queue.peek(5)
-    assert queue.put(samples(7)) == 7
+    assert queue.put([sample(n) for n in range(20, 27)]) == 7
     queue.settle(batch, OK)
     assert ledger(queue)[1:] == (17, 5, 5, {"cap": 7})
     assert [row.id for row in drain(queue)] == [13, 14, 15, 16, 17]
@@ -325,6 +325,36 @@ def test_a_writer_held_in_the_middle_keeps_others_out_but_not_the_snapshot(make)
         holder.result(10)
         assert put.result(10) == 0
     assert queue.depth == 3
+
+
+def test_puts_that_come_while_the_file_is_busy_share_one_transaction(make):
+    queue = make()
+    commits = []
+    queue._putter.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
+    with ThreadPoolExecutor(8) as pool:
+        with queue.tran_lock:
+            puts = [pool.submit(queue.put, samples(3)) for _ in range(8)]
+            while queue._round is None or len(queue._round.entries) < 24:
+                assert not any(each.done() for each in puts)
+        assert [each.result(10) for each in puts] == [0] * 8
+    assert queue.depth == 24 and len(commits) == 1
+    queue.put([sample()])
+    assert len(commits) == 2, "a lone put commits at once"
+
+
+def test_when_a_shared_transaction_fails_every_thread_hears_of_it(make):
+    queue = make()
+    queue._putter.execute("PRAGMA query_only = 1")
+    with ThreadPoolExecutor(4) as pool:
+        with queue.tran_lock:
+            puts = [pool.submit(queue.put, samples(2)) for _ in range(4)]
+            while queue._round is None or len(queue._round.entries) < 8:
+                assert not any(each.done() for each in puts)
+        for each in puts:
+            with pytest.raises(QueueError, match="readonly"):
+                each.result(10)
+    queue._putter.execute("PRAGMA query_only = 0")
+    assert queue.depth == 0 and queue.put(samples(2)) == 0 and queue.depth == 2
 
 
 def test_many_threads_put_while_one_settles(tmp_path):
