@@ -15,7 +15,7 @@ from observer_agent.clock import Clock
 from observer_agent.diskqueue import Bounds, open_queue
 from observer_agent.model import Answer, Fate, Sample, Status
 
-ROWS = 2000
+ROWS = 10_000
 TEXT = "x" * 120
 OK = Answer(Fate.ACCEPTED, 200)
 
@@ -69,7 +69,7 @@ def stock_put(folder: Path, normal: bool) -> Callable[[], int]:
 
 def stock_ack(folder: Path) -> Callable[[], int]:
     data = samples(1)[0].encode()
-    count = ROWS // 4
+    count = ROWS // 20
 
     def job() -> int:
         with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -85,17 +85,17 @@ def stock_ack(folder: Path) -> Callable[[], int]:
 
 
 def raw_put(folder: Path, batch: int) -> Callable[[], int]:
-    rows = [(sample.encode(), 0.0) for sample in samples(batch)]
+    rows = [(sample.encode(), 0.0, 1, sample.metric_id, 0) for sample in samples(batch)]
 
     def job() -> int:
         with tempfile.TemporaryDirectory(dir=folder) as place:
             with closing(sqlite3.connect(f"{place}/raw.db", isolation_level=None)) as conn:
                 conn.execute("PRAGMA journal_mode = WAL")
                 conn.execute("PRAGMA synchronous = NORMAL")
-                conn.execute("CREATE TABLE q (_id INTEGER PRIMARY KEY, data BLOB, timestamp FLOAT)")
+                conn.execute("CREATE TABLE q (_id INTEGER PRIMARY KEY, data BLOB, timestamp FLOAT, crc, metric, flag)")
                 for _ in range(ROWS // batch):
                     conn.execute("BEGIN")
-                    conn.executemany("INSERT INTO q (data, timestamp) VALUES (?, ?)", rows)
+                    conn.executemany("INSERT INTO q (data, timestamp, crc, metric, flag) VALUES (?, ?, ?, ?, ?)", rows)
                     conn.execute("COMMIT")
         return ROWS // batch * batch
 

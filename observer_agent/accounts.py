@@ -9,9 +9,10 @@ from __future__ import annotations
 import bisect
 import itertools
 import sqlite3
+import threading
 import uuid
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from observer_agent.model import Ledger, Loss
 from observer_agent.queuefile import TABLE, transaction
@@ -24,8 +25,7 @@ _COUNT = "INSERT INTO counters VALUES (?, ?, ?) ON CONFLICT (queue_id, name) DO 
 Lost = Counter[tuple[str, str]]  # (queue id, reason) to rows
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """What the file holds: the next row id, rows, bytes of data, redundant rows, and when the oldest row was put."""
 
     next_id: int
@@ -36,16 +36,15 @@ class Held:
 
     def without(self, rows: int, size: int, redundant: int) -> Held:
         """After rows have left, or stopped being redundant."""
-        bytes_, left = max(0, self.bytes - size), max(0, self.redundant - redundant)
-        return replace(self, rows=self.rows - rows, bytes=bytes_, redundant=left)
+        left = max(0, self.redundant - redundant)
+        return Held(self.next_id, self.rows - rows, max(0, self.bytes - size), left, self.oldest)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One transaction's effect on the accounts."""
+class Change(NamedTuple):
+    """One transaction's effect on the accounts; `accepted` is rows of a queue id."""
 
     held: Held
-    lost: Lost = field(default_factory=Counter)
+    lost: Lost
     accepted: tuple[str, int] = ("", 0)
 
 
@@ -72,7 +71,7 @@ class Accounts:
                 self._accepted[queue_id] = n
             else:
                 self._lost.setdefault(queue_id, Counter())[name] = n
-        self._ledgers = {queue_id: self._ledger(queue_id) for queue_id in self._ids}
+        self._lock = threading.Lock()  # never held while the disk works
 
     def write(self, tx: sqlite3.Connection, change: Change) -> None:
         """Into the file, in the transaction that changes it."""
@@ -86,16 +85,12 @@ class Accounts:
 
     def take(self, change: Change) -> None:
         """Into memory, after the commit."""
-        self.held = change.held
-        touched = {self.queue_id}
-        for (queue_id, reason), n in change.lost.items():
-            self._lost.setdefault(queue_id, Counter())[str(reason)] += n
-            touched.add(queue_id)
-        if change.accepted[1]:
-            self._accepted[change.accepted[0]] += change.accepted[1]
-            touched.add(change.accepted[0])
-        for queue_id in touched:
-            self._ledgers[queue_id] = self._ledger(queue_id)
+        with self._lock:
+            self.held = change.held
+            for (queue_id, reason), n in change.lost.items():
+                self._lost.setdefault(queue_id, Counter())[str(reason)] += n
+            if change.accepted[1]:
+                self._accepted[change.accepted[0]] += change.accepted[1]
 
     def queue_id_of(self, row_id: int) -> str:
         """The queue id of the opening in which a row was put."""
@@ -103,21 +98,23 @@ class Accounts:
 
     def ledgers(self) -> tuple[Ledger, ...]:
         """The account of every queue id that the file knows, oldest first."""
-        return tuple(self._ledgers[queue_id] for queue_id in self._ids)
+        with self._lock:
+            return tuple(self._ledger(at) for at in range(len(self._ids)))
 
     def lost(self) -> dict[str, int]:
         """Losses by reason, over all queue ids, forgotten ones included."""
         total: Counter[str] = Counter()
-        for by_reason in list(self._lost.values()):
-            total.update(by_reason)
+        with self._lock:
+            for by_reason in self._lost.values():
+                total.update(by_reason)
         return dict(total)
 
     def count(self, row_ids: list[int], reason: Loss) -> Lost:
         """Lost rows by queue id."""
         return Counter((self.queue_id_of(row_id), reason.value) for row_id in row_ids)
 
-    def _ledger(self, queue_id: str) -> Ledger:
-        at = self._ids.index(queue_id)
+    def _ledger(self, at: int) -> Ledger:
+        queue_id = self._ids[at]
         end = self._firsts[at + 1] if at + 1 < len(self._firsts) else self.held.next_id
         given, accepted = end - self._firsts[at], self._accepted[queue_id]
         lost = dict(self._lost.get(queue_id, {}))

@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -109,7 +109,7 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
         """
         if not samples:
             return 0
-        entries = [Entry(sample.metric_id, sample.status.value, sample.encode()) for sample in samples]
+        entries = [Entry(sample.metric_id, sample.status, sample.encode()) for sample in samples]
         with self._round_lock:
             leads = self._round is None
             turn = self._round = self._round or _Round()
@@ -141,16 +141,16 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
         now, before = self._clock.now(), self.accounts.held
         with self._changing() as tx:
             came = self.rows.insert(tx, before.next_id, entries, now)
-            held = replace(
-                before,
-                next_id=before.next_id + came.rows,
-                rows=before.rows + came.rows,
-                bytes=before.bytes + came.bytes,
-                redundant=before.redundant + came.redundant,
+            held = Held(
+                before.next_id + came.rows,
+                before.rows + came.rows,
+                before.bytes + came.bytes,
+                before.redundant + came.redundant,
+                before.oldest,
             )
             lost, held = self._evict(tx, held, now)
             if lost or held.oldest is None:
-                held = replace(held, oldest=oldest_row(tx))
+                held = held._replace(oldest=oldest_row(tx))
             change = Change(held, lost)
             self.accounts.write(tx, change)
         self._take(change)
@@ -248,7 +248,7 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
         lost = [row for row in found if row.id in gone]
         held = held.without(0, 0, self.rows.hand_over(tx, lost, held.redundant > 0))
         accepted = (self.accounts.queue_id_of(low), len(found) - len(lost))
-        held = replace(held, oldest=oldest_row(tx))
+        held = held._replace(oldest=oldest_row(tx))
         return Change(held, self.accounts.count([row.id for row in lost], reason), accepted)
 
     def _land(self) -> None:
@@ -282,7 +282,7 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
             rows = [row for row in self.rows.between(tx, bad[0], bad[-1]) if row.id not in good]
             held = self.accounts.held.without(*self.rows.delete(tx, rows))
             held = held.without(0, 0, self.rows.hand_over(tx, rows, held.redundant > 0))
-            change = Change(replace(held, oldest=oldest_row(tx)), self.accounts.count(bad, Loss.DAMAGED))
+            change = Change(held._replace(oldest=oldest_row(tx)), self.accounts.count(bad, Loss.DAMAGED))
             self.accounts.write(tx, change)
         self._take(change)
         log.error("%d samples in the queue file were damaged and are lost", len(bad))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
@@ -78,6 +79,19 @@ def test_the_row_is_the_wires_json_and_nothing_else():
         b'{"metric_id":"m","value":0,"timestamp":"2026-01-01T00:00:00.000Z","status":"no_data","reason":"ETIMEDOUT"}'
     )
     assert b"reason" not in sample().encode()
+
+
+@given(st.text(max_size=40), st.floats(allow_nan=False, allow_infinity=False) | st.integers(), st.none() | st.text())
+def test_the_json_is_what_the_standard_library_reads(metric_id, value, reason):
+    made = json.loads(Sample(metric_id, value, "2026-01-01T00:00:00.000Z", Status.HEALTHY, reason).encode())
+    wanted = {"metric_id": metric_id, "value": value, "timestamp": "2026-01-01T00:00:00.000Z", "status": "healthy"}
+    assert made == (wanted if reason is None else {**wanted, "reason": reason})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_not_finite_is_never_written(value):
+    with pytest.raises(ValueError, match="finite"):
+        Sample("m", value, "t", Status.HEALTHY).encode()
 
 
 def test_what_is_not_settled_stays(make):

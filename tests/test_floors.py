@@ -10,7 +10,9 @@ import observer_agent
 ROOT = Path(observer_agent.__file__).parent
 FLOORS = {
     0: ("errors", "clock", "model"),
-    1: ("config logs selfmetrics backoff transport resolver verdict worker queuefile accounts rows nodes document").split(),
+    1: (
+        "config logs selfmetrics backoff transport resolver verdict worker queuefile accounts rows nodes document"
+    ).split(),
     2: ("probes", "diskqueue", "clouds"),
     3: ("collector", "sender", "heartbeat", "definitions", "broadcast"),
     4: ("agent",),
