@@ -109,7 +109,7 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
         """
         if not samples:
             return 0
-        entries = [Entry(sample.metric_id, sample.status, sample.encode()) for sample in samples]
+        entries = [(sample.metric_id, sample.status, sample.encode()) for sample in samples]
         with self._round_lock:
             leads = self._round is None
             turn = self._round = self._round or _Round()

@@ -12,8 +12,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+from zlib import crc32
 
-from observer_agent.queuefile import TABLE, checksum
+from observer_agent.queuefile import TABLE
 
 _INSERT = f"INSERT INTO {TABLE} (_id, data, timestamp, crc, metric_id, redundant) VALUES (?, ?, ?, ?, ?, ?)"
 _COLUMNS = "_id, length(data), metric_id, redundant"
@@ -26,12 +27,7 @@ _BETWEEN = f"SELECT {_COLUMNS} FROM {TABLE} WHERE _id BETWEEN ? AND ?"
 _NEXT = f"SELECT _id, redundant FROM {TABLE} WHERE metric_id = ? AND _id > ? ORDER BY _id LIMIT 1"
 
 
-class Entry(NamedTuple):
-    """A sample on its way into the file."""
-
-    metric_id: str
-    status: str
-    data: bytes
+Entry = tuple[str, str, bytes]  # a sample on its way into the file: metric id, status, the JSON
 
 
 class Stored(NamedTuple):
@@ -71,16 +67,22 @@ class Rows:
     # -- in
 
     def insert(self, tx: sqlite3.Connection, first_id: int, entries: Sequence[Entry], now: float) -> Sums:
-        """Writes entries with ids from `first_id` on; `now` is seconds since 1970."""
-        rows = []
-        for row_id, entry in enumerate(entries, first_id):
-            redundant = self._is_redundant(entry)
-            if not redundant:
-                self._fresh[entry.metric_id] = (entry.status, row_id)
-            data = entry.data
-            rows.append((row_id, data, now, checksum(row_id, data), entry.metric_id, int(redundant)))
+        """Writes entries with ids from `first_id` on; `now` is seconds since 1970.
+
+        The loop runs for every row that is ever put, so it spells out `queuefile.checksum`.
+        """
+        rows, size, repeats, fresh, runs = [], 0, 0, self._fresh, self._runs
+        for row_id, (metric, status, data) in enumerate(entries, first_id):
+            run = fresh[metric] if metric in fresh else runs.get(metric)
+            redundant = run is not None and run[0] == status
+            if redundant:
+                repeats += 1
+            else:
+                fresh[metric] = (status, row_id)
+            rows.append((row_id, data, now, crc32(data, row_id & 0xFFFFFFFF), metric, redundant))
+            size += len(data)
         tx.executemany(_INSERT, rows)
-        return Sums(len(rows), sum(len(row[1]) for row in rows), sum(row[5] for row in rows))
+        return Sums(len(rows), size, repeats)
 
     # -- out
 
@@ -161,10 +163,6 @@ class Rows:
 
     def _run(self, metric: str) -> tuple[str, int] | None:
         return self._fresh[metric] if metric in self._fresh else self._runs.get(metric)
-
-    def _is_redundant(self, entry: Entry) -> bool:
-        run = self._run(entry.metric_id)
-        return run is not None and run[0] == entry.status
 
     @staticmethod
     def _read(tx: sqlite3.Connection, sql: str, parameters: tuple[float, ...]) -> list[Stored]:
