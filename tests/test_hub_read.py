@@ -51,7 +51,7 @@ def test_a_heartbeat_is_shown_field_by_field(hub: TestHub) -> None:
     assert agent["agent_started_at"] == STARTED
     assert agent["last_heartbeat_at"] == "2026-05-09T12:00:10.000Z"
     assert agent["source_types_active"] == ["prometheus", "http", "tcp"]
-    assert agent["delivery"] == body["delivery"]
+    assert agent["delivery"] == [{**each, "unexplained": each["accepted"]} for each in body["delivery"]]
 
 
 def test_older_builds_are_read_through_their_names(hub: TestHub) -> None:
@@ -68,10 +68,26 @@ def test_the_last_report_of_each_queue_is_kept(hub: TestHub) -> None:
     hub.beat({"delivery": [first]})
     hub.clock.advance(30)
     hub.beat({"delivery": [second, {"queue_id": "x"}, {**first, "queue_id": other[:-1] + "3", "given": -1}, 5]})
-    assert hub.agent()["delivery"] == [second, first]
+    assert told(hub) == [second, first]
     hub.clock.advance(30)
     hub.beat({"delivery": [{**first, "accepted": 3, "pending": 0}]})
-    assert hub.agent()["delivery"] == [{**first, "accepted": 3, "pending": 0}, second]
+    assert told(hub) == [{**first, "accepted": 3, "pending": 0}, second]
+
+
+def told(hub: TestHub) -> list[dict[str, Any]]:
+    """What the agent said of its queues, without the hub's own judgement."""
+    return [{name: each[name] for name in each if name != "unexplained"} for each in hub.agent()["delivery"]]
+
+
+def test_rows_that_an_agent_calls_accepted_and_that_are_not_here_are_unexplained(hub: TestHub) -> None:
+    count = 3
+    assert hub.push([row(n) for n in range(count)], f"{QUEUE};1-{count}").status_code == 200
+    report = {"queue_id": QUEUE, "given": count + 2, "accepted": count, "pending": 2, "lost": {}}
+    hub.beat({"delivery": [report]})
+    assert hub.agent()["delivery"] == [{**report, "unexplained": 0}]
+    hub.beat({"delivery": [{**report, "accepted": count + 2, "pending": 0}]})
+    (shown,) = hub.agent()["delivery"]
+    assert shown["unexplained"] == 2
 
 
 def test_offline_is_judged_at_the_time_of_looking(hub: TestHub) -> None:

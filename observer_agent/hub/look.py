@@ -9,7 +9,7 @@ import hashlib
 import json
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, RowMapping, Table, select
+from sqlalchemy import Connection, RowMapping, Table, func, select
 
 from observer_agent.clock import Clock, iso
 from observer_agent.hub import schema
@@ -135,10 +135,14 @@ def _named(table: Table, *names: str) -> list[Any]:
 
 
 def _by_agent(conn: Connection) -> dict[str, list[dict[str, Any]]]:
-    """What each agent last reported of each of its queues, the latest reports first."""
-    deliveries = schema.deliveries
+    """What each agent last reported of each of its queues, the latest reports first, held against what was taken."""
+    deliveries, taken = schema.deliveries, schema.taken
+    sums = select(taken.c.agent_id, taken.c.queue_id, func.sum(taken.c.last_id - taken.c.first_id + 1).label("n"))
+    known = sums.group_by(taken.c.agent_id, taken.c.queue_id).subquery()
+    same = (known.c.agent_id == deliveries.c.agent_id) & (known.c.queue_id == deliveries.c.queue_id)
+    query = select(deliveries, known.c.n).outerjoin(known, same).order_by(deliveries.c.reported_at.desc())
     found: dict[str, list[dict[str, Any]]] = {}
-    for row in conn.execute(select(deliveries).order_by(deliveries.c.reported_at.desc())).mappings():
+    for row in conn.execute(query).mappings():
         listed = found.setdefault(row["agent_id"], [])
         if len(listed) < LISTED_QUEUES:
             listed.append(_ledger(row))
@@ -146,8 +150,9 @@ def _by_agent(conn: Connection) -> dict[str, list[dict[str, Any]]]:
 
 
 def _ledger(row: RowMapping) -> dict[str, Any]:
+    """An agent's report of a queue id; `unexplained` rows were accepted, says the agent, and are not here."""
     counts = {name: row[name] for name in ("queue_id", "given", "accepted", "pending")}
-    return {**counts, "lost": json.loads(row["lost"])}
+    return {**counts, "lost": json.loads(row["lost"]), "unexplained": max(0, row["accepted"] - int(row["n"] or 0))}
 
 
 def _push(row: RowMapping) -> dict[str, Any]:
