@@ -81,7 +81,7 @@ def told(hub: TestHub) -> list[dict[str, Any]]:
 
 def test_rows_that_an_agent_calls_accepted_and_that_are_not_here_are_unexplained(hub: TestHub) -> None:
     count = 3
-    assert hub.push([row(n) for n in range(count)], f"{QUEUE};1-{count}").status_code == 200
+    assert hub.push([row(n) for n in range(count)], f"1-{count}").status_code == 200
     report = {"queue_id": QUEUE, "given": count + 2, "accepted": count, "pending": 2, "lost": {}}
     hub.beat({"delivery": [report]})
     assert hub.agent()["delivery"] == [{**report, "unexplained": 0}]
