@@ -19,6 +19,8 @@ worker.py         a step repeated on a named thread; the supervisor
 queuefile.py      the format of the queue file, and reading it from outside
 accounts.py       what each queue id was given, accepted and lost
 rows.py           which rows repeat what is known, and which go first
+space.py          room on the disk: what is accepted can be stored and delivered
+salvage.py        what can be read of a damaged queue file, into a new one
 nodes.py          YAML text to values that remember their lines
 document.py       a document of definitions to the wire's rows
     floor 2 - ends (know tools; never one another)
@@ -37,6 +39,7 @@ agent.py          joins the parts, starts and stops them in order, applies defin
 status.py         the agent's state as one JSON object
 show.py           results as text for a person
 commands.py       what each command does
+queuetool.py      what each `queue` command does to the queue file
 demo.py           targets, a hub, an agent and an outage, in one command
 dashboard/        the local page: /api/state, /metrics, /healthz, /readyz
 hub/              the self-hosted cloud: a program of its own

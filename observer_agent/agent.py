@@ -30,7 +30,7 @@ from observer_agent.model import Definition, Fault, Health, Loss, Orders, Readin
 from observer_agent.resolver import Resolver
 from observer_agent.selfmetrics import SelfMetrics
 from observer_agent.sender import Sender
-from observer_agent.worker import Supervisor, Worker
+from observer_agent.worker import Supervisor, Worker, attempt
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class Agent:
         self._collectors: dict[str, Collector] = {}
         self._pools: dict[str, list[Worker]] = {}
         self._lock = threading.Lock()
+        self._pool_lock = threading.Lock()
         self._ran: set[str] = set()
         self._stopping = False
         self._wire()
@@ -96,8 +97,8 @@ class Agent:
     def run(self) -> int:
         """Runs until SIGTERM or SIGINT; returns the exit code. Call on the main thread."""
         with Signals((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)) as signals:
-            self.start()
             try:
+                self.start()
                 while True:
                     came = signals.wait(1.0)
                     if signal.SIGTERM in came or signal.SIGINT in came:
@@ -109,7 +110,8 @@ class Agent:
                 self.stop()
 
     def start(self) -> None:
-        """Starts the workers, the heartbeat first."""
+        """Starts the workers, the heartbeat first; raises ConfigError before anything has left the machine."""
+        self._check_definitions()
         log.info(
             "observer-agent %s started at %s; queue %s holds %d of %d",
             __version__, self.started_at, self.queue.file, self.queue.depth, self.queue.capacity,
@@ -120,17 +122,17 @@ class Agent:
             log.warning("HEARTBEAT_RELAY_ENABLED is set, but this version has no relay")
         self._work("beat", self.heartbeat.step)
         self.sender.wake = self.queue.on_put = self._work("send", self.sender.step).wake
-        self._start_definitions()
+        self.definitions.start()
+        self.definitions.wake = self._work("definitions", self.definitions.step).wake
         if self.settings.broadcast_logs:
             self.broadcast.wake = self._work("log", self.broadcast.step).wake
             self.logs.listen(self.broadcast.offer)
 
-    def _start_definitions(self) -> None:
+    def _check_definitions(self) -> None:
         try:
-            self.definitions.start()
+            self.definitions.check()
         except DocumentError as error:
             raise ConfigError("DEFINITIONS_FILE", str(self.settings.definitions_file), str(error)) from None
-        self.definitions.wake = self._work("definitions", self.definitions.step).wake
 
     def stop(self) -> None:
         """Stops everything within the budget: collectors, sender, heartbeat, queue. May be called twice."""
@@ -139,13 +141,13 @@ class Agent:
         self._stopping = True
         deadline = self.clock.monotonic() + STOP_BUDGET
         self.logs.listen(None)
-        self._stop_collectors(deadline - 6.0)
-        self._stop_sender(deadline - 2.5)
-        self._stop_heartbeat(deadline - 0.5)
+        attempt("Stopping the collectors", lambda: self._stop_collectors(deadline - 6.5))
+        attempt("The last push", lambda: self._stop_sender(deadline - 3.0))
+        attempt("The last heartbeat", lambda: self._stop_heartbeat(deadline - 1.0))
         left = self.queue.depth
-        self.queue.close()
+        attempt("Closing the queue", self.queue.close)
         for cloud in self._clouds.values():
-            cloud.leave()
+            attempt("Closing a connection", cloud.leave)
         log.info("observer-agent stopped; %d samples wait on disk for the next start", left)
 
     def _stop_collectors(self, deadline: float) -> None:
@@ -218,11 +220,14 @@ class Agent:
 
     def _grow(self, name: str, collector: Collector | None = None) -> bool:
         """One more thread for a pool, up to its bound."""
-        pool = self._pools[name]
-        if len(pool) >= POOL_MAX or self._stopping:
-            return False
         step = (collector or self._collectors[name]).step
-        pool.append(self._work(f"probe-{name}-{len(pool)}", step))
+        with self._pool_lock:
+            pool = self._pools[name]
+            if len(pool) >= POOL_MAX or self._stopping:
+                return False
+            worker = Worker(f"probe-{name}-{len(pool)}", step, self.clock, self._count_restart)
+            pool.append(worker)
+        self.supervisor.add(worker)
         return True
 
     def _look(self, definition: Definition) -> Reading:

@@ -31,7 +31,7 @@ def retry_after(text: str | None, now: float) -> float | None:
     if text.isascii() and text.isdigit():
         return min(float(text), RETRY_AFTER_MAX)
     try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
+        moment = parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
         return None
-    return min(max(moment.timestamp() - now, 0.0), RETRY_AFTER_MAX)
+    return min(max(moment - now, 0.0), RETRY_AFTER_MAX)

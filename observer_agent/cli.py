@@ -10,12 +10,15 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from observer_agent import __version__
 from observer_agent.errors import ConfigError, ObserverError
+
+if TYPE_CHECKING:
+    from observer_agent.queuetool import Report
 
 EXIT_CONFIG = 78
 
@@ -23,6 +26,7 @@ config_option = click.option(
     "--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="TOML file of settings."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+dry_option = click.option("--dry-run", is_flag=True, help="Change nothing and say what would be done.")
 
 
 def guarded(command: Callable[..., int | None]) -> Callable[..., None]:
@@ -119,7 +123,7 @@ def status(file: Path | None, as_json: bool) -> int:
 
 @main.group()
 def queue() -> None:
-    """Looks at the queue file."""
+    """Looks at the queue file and changes it; what changes it needs the agent stopped."""
 
 
 @queue.command()
@@ -133,6 +137,106 @@ def stats(file: Path | None, as_json: bool) -> int:
     found = commands.queue_stats(file)
     click.echo(json.dumps(found) if as_json else show.table(found))
     return 0
+
+
+@queue.command()
+@config_option
+@json_option
+@guarded
+def verify(file: Path | None, as_json: bool) -> int:
+    """Checks every row, sum and account; works with the agent running or not. Exit 1 with findings."""
+    from observer_agent import queuetool
+
+    return _tell(queuetool.verify(queuetool.load(file)), as_json)
+
+
+@queue.command()
+@click.option("--jsonl", is_flag=True, help="One JSON object a line instead of an array.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="A file (mode 0600) instead of stdout.")
+@config_option
+@json_option
+@guarded
+def export(file: Path | None, jsonl: bool, output: Path | None, as_json: bool) -> int:
+    """Writes the waiting rows, oldest first, and leaves them there. Exit 1 where damaged rows are left out."""
+    from observer_agent import queuetool
+
+    return _tell(queuetool.export(queuetool.load(file), jsonl, output), as_json, err=output is None)
+
+
+@queue.command("import")
+@click.argument("source", metavar="FILE", type=click.File("rb"))
+@click.option("--skip-invalid", is_flag=True, help="Import the valid lines where others are not.")
+@dry_option
+@config_option
+@json_option
+@guarded
+def import_(file: Path | None, source: IO[bytes], skip_invalid: bool, dry_run: bool, as_json: bool) -> int:
+    """Puts the rows of an export (- is stdin) into the queue as new rows. Exit 1 where a line is not valid."""
+    from observer_agent import queuetool
+
+    return _tell(queuetool.import_rows(queuetool.load(file), source, skip_invalid, dry_run), as_json)
+
+
+@queue.command()
+@click.option("--yes", is_flag=True, help="Do it; without it the command only says what it would delete.")
+@dry_option
+@config_option
+@json_option
+@guarded
+def purge(file: Path | None, yes: bool, dry_run: bool, as_json: bool) -> int:
+    """Deletes every waiting row; they are counted as lost. Exit 2 without --yes."""
+    from observer_agent import queuetool
+
+    return _tell(queuetool.purge(queuetool.load(file), yes, dry_run), as_json)
+
+
+@queue.group()
+def rejected() -> None:
+    """Dead letters: the rows that the cloud has refused."""
+
+
+@rejected.command("list")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="How many.")
+@config_option
+@json_option
+@guarded
+def rejected_list(file: Path | None, limit: int, as_json: bool) -> int:
+    """Shows the dead letters, the newest first; works with the agent running or not."""
+    from observer_agent import queuetool
+
+    return _tell(queuetool.rejected(queuetool.load(file), limit), as_json)
+
+
+@rejected.command("retry")
+@click.option("--id", "ids", type=int, multiple=True, help="Which one; may be given again and again.")
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@dry_option
+@config_option
+@json_option
+@guarded
+def rejected_retry(file: Path | None, ids: tuple[int, ...], everything: bool, dry_run: bool, as_json: bool) -> int:
+    """Moves dead letters back into the queue as new rows. Exit 1 where some have to stay."""
+    from observer_agent import queuetool
+
+    return _tell(queuetool.retry(queuetool.load(file), ids, everything, dry_run), as_json)
+
+
+@rejected.command("purge")
+@click.option("--older-than", metavar="TIME", help="Only those that were refused longer ago, such as 90m or 3d.")
+@dry_option
+@config_option
+@json_option
+@guarded
+def rejected_purge(file: Path | None, older_than: str | None, dry_run: bool, as_json: bool) -> int:
+    """Deletes dead letters; they stay counted as lost."""
+    from observer_agent import queuetool
+
+    return _tell(queuetool.purge_rejected(queuetool.load(file), older_than, dry_run), as_json)
+
+
+def _tell(report: Report, as_json: bool, err: bool = False) -> int:
+    click.echo(json.dumps(report.facts) if as_json else report.text, err=err)
+    return report.code
 
 
 @main.command()

@@ -46,6 +46,8 @@ class Job:
         self.stamp = ""
         self.unused = False  # the last reading has not become a row yet
         self.cancelled = False
+        self.running = False
+        self.successor: Job | None = None  # waits for this one's run to end
 
     @property
     def due(self) -> float:
@@ -119,11 +121,16 @@ class Collector:
                 if i in wanted and job.definition.fingerprint != wanted[i].fingerprint
             ]
             added = [i for i in wanted if i not in self._jobs]
-            for metric_id in gone + changed:
-                self._jobs.pop(metric_id).cancelled = True
+            old = {metric_id: self._jobs.pop(metric_id) for metric_id in gone + changed}
+            for job in old.values():
+                job.cancelled = True
             for metric_id in changed + added:
                 job = self._jobs[metric_id] = Job(wanted[metric_id], now)
-                self._push(job)
+                before = old.get(metric_id)
+                if before and before.running:
+                    before.successor = job
+                else:
+                    self._push(job)
             self._heap = [entry for entry in self._heap if not entry[2].cancelled]
             heapq.heapify(self._heap)
         self._alarm.ring()
@@ -158,8 +165,10 @@ class Collector:
             self._run(job)
         finally:
             with self._lock:
-                if not job.cancelled:
-                    self._push(job)
+                job.running = False
+                following = job.successor if job.cancelled else job
+                if following and not following.cancelled:
+                    self._push(following)
         return 0.0
 
     def _next(self) -> Job | None:
@@ -169,7 +178,9 @@ class Collector:
                 now = self._clock.monotonic()
                 wait = self._heap[0][0] - now if self._heap else LONGEST_SLEEP
                 if wait <= 0:
-                    return heapq.heappop(self._heap)[2]
+                    job = heapq.heappop(self._heap)[2]
+                    job.running = True
+                    return job
             self._alarm.wait(min(wait, LONGEST_SLEEP))
         return None
 
@@ -209,6 +220,7 @@ class Collector:
         except QueueError as error:
             if self._warn.ready():
                 log.error("A verdict could not be queued (%s); it is tried again at the next probe", error)
+            job.pushed = None  # whatever the next verdict is, it is pushed
             return
         job.pushed, job.unused = verdict.status, False
 

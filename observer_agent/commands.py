@@ -18,7 +18,7 @@ from observer_agent.config import Settings
 from observer_agent.definitions import number, understand, understand_all
 from observer_agent.errors import DocumentError, UsageError
 from observer_agent.logs import Redactor, configure
-from observer_agent.model import Definition, Operation, Reading, Thresholds
+from observer_agent.model import Definition, Operation, Reading, Status, Thresholds
 from observer_agent.verdict import judge
 
 RULES = ("healthy_operation", "healthy_value", "unhealthy_operation", "unhealthy_value")
@@ -98,6 +98,7 @@ def status(file: Path | None) -> dict[str, Any] | None:
         answer = conn.getresponse()
         body = answer.read()
     except (OSError, http.client.HTTPException):
+        _refuse_silence(settings)
         return None
     finally:
         conn.close()
@@ -111,6 +112,17 @@ def status(file: Path | None) -> dict[str, Any] | None:
         where = f"{settings.debug_dashboard_host}:{settings.debug_dashboard_port}"
         raise UsageError(f"another program listens on {where}; set DEBUG_DASHBOARD_PORT as the agent has it")
     return state
+
+
+def _refuse_silence(settings: Settings) -> None:
+    """No local page answers: nothing runs, or an agent runs without one. Raises UsageError for the latter."""
+    from observer_agent.queuefile import is_held
+
+    if is_held(settings.buffer_path):
+        raise UsageError(
+            f"an agent uses {settings.buffer_path}, but no local page answers on "
+            f"{settings.debug_dashboard_host}:{settings.debug_dashboard_port}: is ENABLE_DEBUG_DASHBOARD off?"
+        )
 
 
 def queue_stats(file: Path | None) -> dict[str, Any]:
@@ -145,7 +157,7 @@ def _probe_row(row: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
         raise UsageError(definition.problem.text)
     tools = probes.Tools(clock=clock, resolver=Resolver(clock), env=os.environ, redact=redact, settings=settings)
     reading = probes.Prober(tools).look(definition.source_type, definition.config)
-    return _result(definition, reading, _rules(row))
+    return _result(definition, reading, _rules(row), Status(settings.probe_failure_status))
 
 
 def _rules(row: Mapping[str, Any]) -> Thresholds | None:
@@ -170,10 +182,10 @@ def _fill_rules(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, **rules}
 
 
-def _result(definition: Definition, reading: Reading, rules: Thresholds | None) -> dict[str, Any]:
+def _result(definition: Definition, reading: Reading, rules: Thresholds | None, fault: Status) -> dict[str, Any]:
     return {
         "source_type": definition.source_type,
-        "status": judge(reading, rules).status.value if rules else None,
+        "status": judge(reading, rules, fault).status.value if rules else None,
         "value": reading.value,
         "reason": reading.reason,
         "fault": reading.fault.value if reading.fault else None,

@@ -89,21 +89,31 @@ def load(env: Mapping[str, str], file: Path | None = None, *, to_run: bool = Tru
 
 
 def read_key(given: Mapping[str, str], env: Mapping[str, str]) -> str:
-    """The key from AGENT_KEY, AGENT_KEY_FILE or the credential `agent_key`, in this order; raises ConfigError."""
-    text, source = given.get("AGENT_KEY", "").strip(), "AGENT_KEY"
-    if not text and given.get("AGENT_KEY_FILE"):
-        source = "AGENT_KEY_FILE"
-        text = _read_key_file(source, Path(given[source]))
+    """The key from AGENT_KEY, AGENT_KEY_FILE or the credential `agent_key`, in this order, then from the file.
+
+    Raises ConfigError.
+    """
+    text, source = _find_key(env)
     credential = Path(env.get("CREDENTIALS_DIRECTORY") or "/nonexistent", "agent_key")
     if not text and credential.exists():
         source = "credential agent_key"
         text = _read_key_file(source, credential)
         text = "" if text == "unset" else text
     if not text:
+        text, source = _find_key(given)
+    if not text:
         raise ConfigError("AGENT_KEY", "(unset)", "set AGENT_KEY, or AGENT_KEY_FILE to a file that holds the key")
     if not _KEY.fullmatch(text):
         raise ConfigError(source, "(hidden)", "the key must be 1 to 256 printable ASCII characters without blanks")
     return text
+
+
+def _find_key(given: Mapping[str, str]) -> tuple[str, str]:
+    """The key that AGENT_KEY or AGENT_KEY_FILE gives, and which of them did."""
+    text = given.get("AGENT_KEY", "").strip()
+    if text or not given.get("AGENT_KEY_FILE"):
+        return text, "AGENT_KEY"
+    return _read_key_file("AGENT_KEY_FILE", Path(given["AGENT_KEY_FILE"])), "AGENT_KEY_FILE"
 
 
 def masked(settings: Settings) -> dict[str, str]:
@@ -208,7 +218,7 @@ def _positive(text: str) -> int:
 
 
 def _port(text: str) -> int:
-    value = int(text)
+    value = int(text) if text.isascii() and text.isdigit() else -1
     if not 0 <= value <= 65535:
         raise ValueError
     return value
@@ -242,7 +252,7 @@ def _one_of(*names: str) -> Callable[[str], str]:
 def _url(text: str) -> str:
     parts = urlsplit(text)
     port = parts.port  # raises ValueError when it is none
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or re.search(r"\s", text):
         raise ValueError
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("!must not hold credentials, a query or a fragment")

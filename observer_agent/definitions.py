@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 REGULAR = 300.0
 EAGER = 30.0
 EAGER_FOR = 600.0
+LONGEST = 366 * 24 * 60.0  # minutes; a longer interval counts as this
 GAP = 10.0  # between two fetches that a heartbeat asks for
 FILE_EVERY = 5.0
 _ID = re.compile(r".{1,128}", re.DOTALL)
@@ -61,13 +62,18 @@ def understand_all(rows: Iterable[Any], parse: Parse, known: Container[str]) -> 
     found: dict[str, Definition] = {}
     for at, row in enumerate(rows):
         metric_id = row.get("id") if isinstance(row, Mapping) else None
-        if not isinstance(metric_id, str) or not _ID.fullmatch(metric_id):
+        if not isinstance(metric_id, str) or not _is_id(metric_id):
             log.warning("Definition number %d has no usable id and is left out", at)
         elif metric_id in found:
             log.warning("Definition %r comes twice; the first one counts", metric_id)
         else:
             found[metric_id] = understand(row, parse, known)
     return list(found.values())
+
+
+def _is_id(text: str) -> bool:
+    """1 to 128 characters that can be written: a lone surrogate is valid JSON, and cannot."""
+    return bool(_ID.fullmatch(text)) and not any(0xD800 <= ord(c) < 0xE000 for c in text)
 
 
 def understand(row: Mapping[str, Any], parse: Parse, known: Container[str]) -> Definition:
@@ -107,7 +113,7 @@ def seconds(minutes: object, default: float) -> float:
     value = number(minutes)
     if value is None or value <= 0:
         value = default
-    return max(1.0, round(value * 60_000) / 1000)
+    return max(1.0, round(min(value, LONGEST) * 60_000) / 1000)
 
 
 def number(value: object) -> float | None:
@@ -206,6 +212,9 @@ class Definitions:
         self.last_text = ""
         self.wake: Callable[[], object] = lambda: None
 
+    def check(self) -> None:
+        """Nothing can be wrong before the cloud has been asked."""
+
     def start(self) -> None:
         """Applies the stored set, so that an agent that starts while the cloud is away goes on probing."""
         rows = self._store.load()
@@ -273,6 +282,10 @@ class DefinitionsFile:
         self.version: str | None = None
         self.last_ok: float | None = None
         self.last_text = ""
+
+    def check(self) -> None:
+        """Reads the document and lets go of it again; raises DocumentError when it cannot be used."""
+        self._read(self._file)
 
     def start(self) -> None:
         """Reads the document; raises DocumentError when it cannot be used."""

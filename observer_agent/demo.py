@@ -10,6 +10,7 @@ import http.client
 import importlib.util
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -73,7 +74,7 @@ class Demo:
             raise UsageError(
                 f"the demo needs a hub ({', '.join(missing)} not installed): pip install 'observer-agent[hub]'"
             )
-        with Signals((signal.SIGINT, signal.SIGTERM)) as signals, ExitStack() as stack:
+        with Signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as signals, ExitStack() as stack:
             self._signals = signals
             folder = Path(tempfile.mkdtemp(prefix="observer-demo-"))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -237,9 +238,10 @@ class Hub:
 
     def create_key(self) -> str:
         """A key for the agent."""
-        made = subprocess.run(
-            self._command("key", "create", "demo"), env=self._env(), capture_output=True, text=True, check=True
-        )
+        command = self._command("key", "create", "demo")
+        made = subprocess.run(command, env=self._env(), capture_output=True, text=True, start_new_session=True)
+        if made.returncode:
+            raise UsageError(f"the hub made no key: {made.stderr.strip()[-500:]}")
         return made.stdout.strip().splitlines()[-1]
 
     def start(self, pause: Any) -> None:
@@ -250,9 +252,12 @@ class Hub:
                 command, env=self._env(), stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
             )
         assert self._process.stdout is not None
+        deadline = self._clock.monotonic() + START_SECONDS
         with self._process.stdout as out:
-            line = next((each for each in out if each.startswith("listening on ")), "")
-        if not line:
+            while not select.select([out], [], [], 0)[0] and self._clock.monotonic() < deadline:
+                pause(TICK)
+            line = out.readline() if self._clock.monotonic() < deadline else ""
+        if not line.startswith("listening on "):
             log = (self.folder / "hub.log").read_text(errors="replace")[-500:]
             raise UsageError(f"the hub did not start: {log}")
         self.port = int(line.strip().rpartition(":")[2])
@@ -422,9 +427,7 @@ def free_port() -> int:
 
 def left_in(file: Path) -> list[str]:
     """The metric ids of the rows that wait in a queue file."""
-    import sqlite3
-
-    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as conn:
+    with closing(queuefile.read_only(file)) as conn:
         return [row[0] for row in conn.execute(f"SELECT metric_id FROM {queuefile.TABLE}")]
 
 

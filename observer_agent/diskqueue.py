@@ -16,19 +16,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from persistqueue.sqlqueue import SQLiteQueue
 
-from observer_agent import queuefile
+from observer_agent import queuefile, space
 from observer_agent.accounts import Accounts, Change, Held, Lost, oldest_row
 from observer_agent.clock import Clock
-from observer_agent.errors import QueueError
+from observer_agent.errors import DiskFull, QueueError, QueueHeld
 from observer_agent.model import Answer, Batch, Fate, Ledger, Loss, Reject, Row, Sample
 from observer_agent.queuefile import TABLE, checksum, transaction
 from observer_agent.rows import Entry, Flight, Rows, Stored
+from observer_agent.space import Space
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 EVICT_AT_ONCE = 32
 KEEP_REJECTED = 1000
@@ -68,8 +71,11 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
 
     _SQL_CREATE = "SELECT 1"  # the tables are made by queuefile.create
 
-    def __init__(self, file: Path, bounds: Bounds, clock: Clock, sync: str = "normal") -> None:
+    def __init__(self, file: Path, bounds: Bounds, clock: Clock, sync: str = "normal", *, alone: bool = False) -> None:
+        """`alone` opens the file with one connection and no shared memory beside it: a full disk has no room for it."""
         self.file = file
+        self._alone = alone
+        self._one: sqlite3.Connection | None = None
         self.bounds = bounds
         self.on_put: Callable[[], object] = lambda: None
         self.on_loss: Callable[[Loss, int], object] = lambda reason, n: None
@@ -79,6 +85,7 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
         self._flight = Flight()
         self._round: _Round | None = None
         self._round_lock = threading.Lock()
+        space.take_donor(file)
         try:
             super().__init__(str(file.parent), multithreading=True, serializer=_NoSerializer, db_file_name=file.name)
         except BaseException:
@@ -88,12 +95,17 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
     # -- what the base class asks for
 
     def _new_db_connection(self, path: str, multithreading: bool, timeout: float) -> sqlite3.Connection:
-        conn = queuefile.connect(self.file, timeout, self._sync)
+        if self._one:
+            return self._one
+        conn = queuefile.connect(self.file, timeout, self._sync, alone=self._alone)
         queuefile.create(conn)
+        self._one = conn if self._alone else None
         return conn
 
     def _count(self) -> int:
         """Reads the accounts; the base class calls it once, at the end of its opening."""
+        self._getter.execute("PRAGMA wal_autocheckpoint = 0")
+        self.space = Space(self._putter, self.file)
         self.accounts = Accounts(self._putter)
         self.rows = Rows(self._putter)
         return self.accounts.held.rows
@@ -120,7 +132,7 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
             with turn.done:
                 pass
         if turn.error:
-            raise QueueError(str(turn.error)) from turn.error
+            raise type(turn.error)(str(turn.error)) from turn.error
         return turn.dropped if leads else 0
 
     def _lead(self, turn: _Round) -> None:
@@ -128,7 +140,9 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
             with self.tran_lock:
                 with self._round_lock:
                     self._round = None
-                turn.dropped = self._store(turn.entries)
+                entries = turn.entries
+                self.space.reserve(len(entries), sum(len(data) + len(metric) for metric, _, data in entries))
+                turn.dropped = self._twice(lambda: self._store(entries))
             turn.error = None
         except QueueError as error:
             turn.error = error
@@ -154,6 +168,7 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
             change = Change(held, lost)
             self.accounts.write(tx, change)
         self._take(change)
+        self.space.settle()
         return lost.total()
 
     def _evict(self, tx: sqlite3.Connection, held: Held, now: float) -> tuple[Lost, Held]:
@@ -223,21 +238,29 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
             with self.tran_lock:
                 self._land()
             return
-        refused = _refused(batch, answer)
-        fenced = answer.fate is Fate.FENCED
-        gone = {row.id for row in batch.rows} if fenced else {row.id for row, _ in refused}
+        reason = Loss.FENCED if answer.fate is Fate.FENCED else loss
         with self.tran_lock:
-            with self._changing() as tx:
-                found = self.rows.between(tx, batch.rows[0].id, batch.rows[-1].id)
-                if not found:
-                    return  # a suspect that was not in flight and has been evicted meanwhile
-                if len(found) != len(batch):
-                    raise QueueError(f"only {len(found)} rows of a batch of {len(batch)} are in the queue")
-                change = self._close(tx, found, gone, Loss.FENCED if fenced else loss)
-                self._bury(tx, batch, refused, answer)
-                self.accounts.write(tx, change)
-            self._land()
-            self._take(change)
+            change = self._twice(lambda: self._settle(batch, answer, reason))
+            if change:
+                self._land()
+                self._take(change)
+                self.space.wrote(sum(len(row.data) for row in batch.rows))
+                self.space.settle()
+
+    def _settle(self, batch: Batch, answer: Answer, reason: Loss) -> Change | None:
+        """The transaction of `settle`; None when the batch was a suspect that has been evicted meanwhile."""
+        refused = _refused(batch, answer)
+        lost = batch.rows if answer.fate is Fate.FENCED else [row for row, _ in refused]
+        with self._changing() as tx:
+            found = self.rows.between(tx, batch.rows[0].id, batch.rows[-1].id)
+            if not found:
+                return None
+            if len(found) != len(batch):
+                raise QueueError(f"only {len(found)} rows of a batch of {len(batch)} are in the queue")
+            change = self._close(tx, found, {row.id for row in lost}, reason)
+            self._bury(tx, batch, refused, answer)
+            self.accounts.write(tx, change)
+        return change
 
     def _close(self, tx: sqlite3.Connection, found: list[Stored], gone: set[int], reason: Loss) -> Change:
         """Takes the rows of a batch out; those in `gone` are lost, the others accepted."""
@@ -286,6 +309,14 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
             self.accounts.write(tx, change)
         self._take(change)
         log.error("%d samples in the queue file were damaged and are lost", len(bad))
+
+    def _twice(self, work: Callable[[], T]) -> T:
+        """A transaction that finds no room is tried once more after a checkpoint."""
+        try:
+            return work()
+        except DiskFull:
+            self.space.relieve()
+            return work()
 
     @contextmanager
     def _changing(self) -> Iterator[sqlite3.Connection]:
@@ -359,7 +390,10 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
                 self._putter.execute("UPDATE meta SET clean = 1")
             except sqlite3.Error as error:
                 log.warning("The queue file could not be marked as closed: %s", error)
+            space.keep_donor(self.file)
             super().close()
+            self.space.close()
+            space.blank_donor(self.file)
         self._lock_file.close()
 
     def __del__(self) -> None:
@@ -372,8 +406,8 @@ def open_queue(file: Path, bounds: Bounds, clock: Clock, sync: str = "normal") -
     Raises QueueError when another process holds it or the directory takes no file.
     """
     try:
-        return DiskQueue(file, bounds, clock, sync)
-    except (QueueError, sqlite3.DatabaseError) as error:
+        return _open_roomy_or_not(file, bounds, clock, sync)
+    except (QueueError, sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the last: a damaged schema
         if isinstance(error, QueueHeld | sqlite3.OperationalError):
             raise QueueError(f"{file}: {error}") from error
         aside = queuefile.quarantine(file, clock.now())
@@ -381,8 +415,13 @@ def open_queue(file: Path, bounds: Bounds, clock: Clock, sync: str = "normal") -
         return DiskQueue(file, bounds, clock, sync)
 
 
-class QueueHeld(QueueError):
-    """Another process has the queue file open."""
+def _open_roomy_or_not(file: Path, bounds: Bounds, clock: Clock, sync: str) -> DiskQueue:
+    """With two connections or, where the disk has not even room for their shared memory, with one."""
+    try:
+        return DiskQueue(file, bounds, clock, sync)
+    except sqlite3.OperationalError as error:
+        log.warning("The queue file is opened for this process alone: %s", error)
+        return DiskQueue(file, bounds, clock, sync, alone=True)
 
 
 def _lock(file: Path) -> IO[Any]:

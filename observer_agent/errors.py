@@ -5,7 +5,9 @@
     ├── InvalidConfig    one definition is disabled with a `no_data` verdict, the others go on
     ├── DocumentError    a document of definitions cannot be read at all; the last good set stays
     ├── QueueError       the queue file refused an operation; the samples stay with the caller
-    └── UsageError       a command cannot do what it was asked; exit code 2 and one line
+    │   ├── DiskFull     ... because the disk has no room; what waits can still leave
+    │   └── QueueHeld    ... because another process has it open
+    └── UsageError       a command cannot do what it was asked: one line and an exit code
 
 Everything that a network can do is an answer or a reading, never an exception.
 """
@@ -41,6 +43,14 @@ class DocumentError(ObserverError):
 
 class QueueError(ObserverError):
     """The queue could not store or read; nothing that it had accepted is lost by it."""
+
+
+class DiskFull(QueueError):
+    """The disk has no room for it; what waits in the queue is not touched."""
+
+
+class QueueHeld(QueueError):
+    """Another process has the queue file open, or its directory takes no file."""
 
 
 class UsageError(ObserverError):

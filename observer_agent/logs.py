@@ -23,7 +23,7 @@ from observer_agent.clock import Clock, iso
 REPEAT_SECONDS = 60.0
 HIDDEN = "[redacted]"
 
-_USERINFO = re.compile(r"(?<=://)[^/\s@?#]+@")
+_USERINFO = re.compile(r"(?<=://)[^/\s?#]+@")
 _URL_QUERY = re.compile(r"(\bhttps?://[^\s?#\"'<>]+)[?#][^\s\"'<>]*")
 _KEY = re.compile(r"obs_live_[A-Za-z0-9_-]+")
 _AUTH = re.compile(r"(?i)\b(basic|bearer|apikey)\s+[A-Za-z0-9._~+/=-]{6,}")
@@ -120,6 +120,10 @@ class _Formatter(logging.Formatter):
         super().__init__()
         self._form = form
         self._redact = redact
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The message on one line: a name that holds a line break must not look like a line of ours."""
+        return record.message.replace("\r", "\\r").replace("\n", "\\n")
 
     def format(self, record: logging.LogRecord) -> str:
         message = self._redact(super().format(record))

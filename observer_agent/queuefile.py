@@ -7,6 +7,7 @@ within an opening; `meta` is one row. `openings` says which queue id a row id be
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
 import zlib
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from observer_agent.errors import QueueError
+from observer_agent.errors import DiskFull, QueueError
 
 VERSION = 1
 PAGE_SIZE = 1024
@@ -35,19 +36,26 @@ CREATE TABLE IF NOT EXISTS runs (
 CREATE TABLE IF NOT EXISTS rejected (
     id INTEGER PRIMARY KEY, queue_id TEXT NOT NULL, row_id INTEGER NOT NULL, data BLOB NOT NULL,
     reason TEXT NOT NULL, status INTEGER NOT NULL, answer TEXT NOT NULL, rejected_at FLOAT NOT NULL);
+CREATE TABLE IF NOT EXISTS spare (data BLOB);
 INSERT OR IGNORE INTO meta VALUES (1, 1, 0, 0, 0, 0, 1);
 PRAGMA user_version = {VERSION};
 """
 
 
-def connect(file: Path, timeout: float, sync: str) -> sqlite3.Connection:
-    """A connection in autocommit mode with our pragmas; transactions are begun by hand."""
+def connect(file: Path, timeout: float, sync: str, *, alone: bool = False) -> sqlite3.Connection:
+    """A connection in autocommit mode with our pragmas; transactions are begun by hand.
+
+    `alone` keeps every other connection out, and the WAL's index in memory.
+    """
     conn = sqlite3.connect(file, timeout=timeout, check_same_thread=False, isolation_level=None)
     try:
+        if alone:
+            conn.execute("PRAGMA locking_mode = EXCLUSIVE")
         conn.execute(f"PRAGMA page_size = {PAGE_SIZE}")
         conn.execute("PRAGMA auto_vacuum = INCREMENTAL")
         conn.execute("PRAGMA journal_mode = WAL")
         conn.execute(f"PRAGMA synchronous = {sync.upper()}")
+        conn.execute("PRAGMA secure_delete = OFF")
         _check_version(conn, file)
     except BaseException:
         conn.close()
@@ -71,7 +79,7 @@ def create(conn: sqlite3.Connection) -> None:
 
 @contextmanager
 def transaction(conn: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """All or nothing; an sqlite3 error comes out as QueueError."""
+    """All or nothing; an sqlite3 error comes out as QueueError, a full disk as DiskFull."""
     try:
         conn.execute("BEGIN IMMEDIATE")
         try:
@@ -82,7 +90,8 @@ def transaction(conn: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
                 conn.execute("ROLLBACK")
             raise
     except sqlite3.Error as error:
-        raise QueueError(f"the queue file: {error}") from error
+        full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        raise (DiskFull if full else QueueError)(f"the queue file: {error}") from error
 
 
 def checksum(row_id: int, data: bytes) -> int:
@@ -109,10 +118,28 @@ def read_stats(file: Path, now: float, capacity: int) -> dict[str, Any]:
     if not file.exists():
         raise QueueError(f"{file} does not exist")
     try:
-        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=5.0)) as conn:
+        with closing(read_only(file)) as conn:
             return _stats(conn, file, now, capacity)
     except sqlite3.Error as error:
         raise QueueError(f"{file} cannot be read: {error}") from None
+
+
+def is_held(file: Path) -> bool:
+    """Whether a process has the queue open: it holds a lock on the file beside it."""
+    try:
+        with file.with_name(file.name + ".lock").open("rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def read_only(file: Path) -> sqlite3.Connection:
+    """A connection that changes nothing; on a file that nobody has open it leaves no WAL behind either."""
+    unused = "" if file.with_name(file.name + "-wal").exists() else "&immutable=1"
+    return sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro{unused}", uri=True, timeout=5.0)
 
 
 def _stats(conn: sqlite3.Connection, file: Path, now: float, capacity: int) -> dict[str, Any]:

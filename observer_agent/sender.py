@@ -28,6 +28,7 @@ DISK_PAUSE = 5.0
 DOUBLE_AFTER = 10  # accepted batches after which a halved batch size doubles
 POISON_AFTER = 10  # failures of the head batch after which it is suspected
 SUSPECTS_MAX = 10
+JUMPS_MAX = 5
 
 
 class Queue(Protocol):
@@ -75,7 +76,8 @@ class Hunt:
     """The search for rows that the cloud will never take.
 
     `cuts` are row ids at which the batch is cut, the nearest last. `failures` counts those of the batch whose first
-    row is `head`. `suspects` failed alone and wait for another row to be accepted.
+    row is `head`. `suspects` failed alone and wait for another row to be accepted; when there are ten of them, rows
+    further and further on are tried (`jumps`).
     """
 
     head: int = 0
@@ -83,6 +85,7 @@ class Hunt:
     on: bool = False
     cuts: list[int] = field(default_factory=list)
     suspects: list[Batch] = field(default_factory=list)
+    jumps: int = 0
 
     def cut(self, batch: Batch) -> None:
         """Halves a batch of more than one row."""
@@ -95,8 +98,9 @@ class Hunt:
         self.cuts = [cut for cut in self.cuts if cut > row_id]
 
     def after(self) -> int:
-        """Where to peek: behind the last suspect."""
-        return self.suspects[-1].rows[-1].id if self.suspects else 0
+        """Where to peek: behind the last suspect, further on with every jump."""
+        ahead = 10 * 2**self.jumps if self.jumps else 0
+        return self.suspects[-1].rows[-1].id + ahead if self.suspects else 0
 
 
 class Sender:
@@ -190,8 +194,11 @@ class Sender:
             first = "; ".join(f"row {r.index}: {r.field} {r.code}" for r in answer.rejects[:3])
             log.warning("The cloud rejected %d of %d rows (%s)", len(answer.rejects), len(batch), first)
         self.on_accepted(len(batch) - len(answer.rejects))
+        self.last_push = self._clock.now()
         self._condemn()
         self._hunt.passed(batch.rows[-1].id)
+        if not self._hunt.cuts:
+            self._hunt = Hunt()  # the head batch has left: what is blamed next begins at nought
         return 0.0
 
     def _refused(self, batch: Batch, answer: Answer) -> float:
@@ -233,10 +240,9 @@ class Sender:
         if outage.attempt == 1:
             outage.since = now
         self._suspect(batch, answer)
-        wait = answer.retry_after
-        if wait is None:
-            wait = backoff.later(outage.attempt, now - outage.since, self._random())
-        outage.wait(now, wait, deaf=answer.retry_after is not None)
+        asked = answer.retry_after or 0.0  # one of 0, or a date gone by, asks for nothing
+        wait = asked or backoff.later(outage.attempt, now - outage.since, self._random())
+        outage.wait(now, wait, deaf=asked > 0)
         if self._warn.ready(f"later {answer.status}"):
             log.warning(
                 "The cloud did not take a batch (status %d: %r); %d samples wait, next try in %.1f s",
@@ -278,6 +284,8 @@ class Sender:
         elif len(hunt.suspects) < SUSPECTS_MAX:
             hunt.suspects.append(batch)
             hunt.cuts = []
+        elif hunt.jumps < JUMPS_MAX:
+            hunt.jumps += 1
         else:
             self._hunt = Hunt()  # nothing gets through: an outage, every row stays
 
@@ -297,7 +305,6 @@ class Sender:
             seconds = self._clock.monotonic() - self._outage.since
             log.info("The cloud takes samples again after %.0f s; %d wait", seconds, self._queue.depth)
         self._outage = Outage()
-        self.last_push = self._clock.now()
 
 
 def _said(answer: Answer) -> tuple[int, str]:

@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
 import requests
@@ -80,8 +81,9 @@ class Transport:
     ) -> None:
         self._base = base_url.rstrip("/")
         self._deadline = Deadline(clock, resolver)
-        self._session = session = requests.Session()
+        self._session = session = _Session()
         session.trust_env = False
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         session.headers.clear()
         session.headers.update({"Accept": "application/json", **headers})
         session.proxies = dict(requests.utils.get_environ_proxies(base_url))
@@ -139,6 +141,13 @@ class Transport:
                     return Reply(0, error="the answer is larger than 16 MiB")
         self._kept = True
         return Reply(answer.status_code, answer.headers, bytes(content))
+
+
+class _Session(requests.Session):
+    """Does not even look at where a redirect leads: looking would read the whole body."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        return None
 
 
 class _BoundedReader(io.RawIOBase):
@@ -276,6 +285,8 @@ def describe(error: BaseException) -> str:
     for one in chain:
         if isinstance(one, OSError) and one.errno and not isinstance(one, requests.RequestException):
             return os.strerror(one.errno).lower()
+    if any("CA certificate bundle" in str(one) for one in chain):
+        return "the CA bundle that REQUESTS_CA_BUNDLE names cannot be read"
     if _cause(error, _STALE):
         return "connection closed by the other side"
     return type(chain[-1]).__name__

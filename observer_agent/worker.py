@@ -26,6 +26,14 @@ def spawn(name: str, target: Callable[[], object]) -> threading.Thread:
     return thread
 
 
+def attempt(what: str, job: Callable[[], object]) -> None:
+    """Does one thing of several that must all be tried: an error is logged with its traceback, and life goes on."""
+    try:
+        job()
+    except Exception:
+        log.exception("%s failed; what comes after it goes on", what)
+
+
 class Worker:
     """Repeats `step` on a daemon thread called `name` until `stop`."""
 
@@ -88,8 +96,14 @@ class Worker:
                 log.exception("Worker %s crashed; it starts again in %.0f s", self.name, pause)
             self.busy_since = None
             self.turns += 1
-            if pause > 0 and not self._stopping:
-                self._alarm.wait(pause)
+            self._rest(pause, deaf=failures > 0)
+
+    def _rest(self, seconds: float, deaf: bool) -> None:
+        """The pause between two turns. After a crash nothing but a stop ends it, or each wake would crash again."""
+        until = self._clock.monotonic() + seconds
+        while not self._stopping and (left := until - self._clock.monotonic()) > 0:
+            if self._alarm.wait(left) and not deaf:
+                return
 
     def _count_restart(self) -> None:
         self.restarts += 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import socket
+import threading
 
 import pytest
 
 from observer_agent import status
 from observer_agent.agent import Agent
 from observer_agent.clock import Clock
+from observer_agent.collector import POOL_MAX
 from observer_agent.config import load
 from observer_agent.logs import Redactor, configure
 from observer_agent.verdict import first_delay
@@ -146,6 +148,24 @@ def test_every_worker_that_is_crashed_on_purpose_comes_back_and_is_counted(start
     agent.definitions.refresh()
     cloud.until(lambda: len(cloud.rows) > rows)
     assert status.dead_workers(agent) == []
+
+
+def test_a_crowd_of_due_probes_never_exceeds_the_pool_and_every_thread_is_in_care(start, cloud, target):
+    cloud.definitions = [definition(f"m{n}", target, id=f"m{n}") for n in range(60)]
+    agent = start()
+    cloud.until(lambda: len({row["metric_id"] for row in cloud.rows}) == 60)
+    pool = agent._pools["tcp"]
+    names = {name for name in agent.supervisor.workers if name.startswith("probe-tcp-")}
+    running = {t.name for t in threading.enumerate() if t.name.startswith("probe-tcp-")}
+    assert len(pool) <= POOL_MAX and {worker.name for worker in pool} == names == running
+
+
+def test_a_stop_closes_the_queue_whatever_else_fails(start, cloud):
+    agent = start()
+    agent.sender.flush = lambda deadline: 1 / 0
+    agent.stop()
+    assert any("The last push failed" in line["message"] for line in agent.logs.tail())
+    assert agent.queue._lock_file.closed
 
 
 def test_why_it_does_not_deliver_is_one_line(start, cloud, target):

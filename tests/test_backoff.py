@@ -34,6 +34,7 @@ def test_fetches_back_off_to_five_minutes():
         ("Thu, 01 Jan 1970 00:01:40 GMT", 100),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
         ("soon", None),
+        ("Mon, 1 Jan 99999999999 00:00:00 GMT", None),
     ],
 )
 def test_retry_after_in_both_spellings(text, seconds):

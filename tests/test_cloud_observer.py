@@ -109,6 +109,7 @@ def test_a_batch_is_an_array_of_the_stored_bytes_with_its_sequence(cloud):
         ("text", ()),
         ({"rejected": "all"}, ()),
         ({"rejected": [None, 5, {"index": "1"}, {"index": True}, {}]}, ()),
+        ({"rejected": [{"index": 9}, {"index": -1}, {"index": 0}, {"index": 0}]}, (Reject(0, "None", "None"),)),
     ],
 )
 def test_rejected_rows_and_the_bodies_of_older_clouds(cloud, body, rejects):

@@ -174,6 +174,34 @@ def test_a_verdict_that_could_not_be_queued_is_tried_at_the_next_probe(caught):
     assert len(stage.rows) == 1
 
 
+def test_a_forced_push_that_could_not_be_queued_does_not_wait_for_the_next(caught):
+    stage = Stage()
+    stage.collector.apply([definition(interval=10, push=300)])
+    stage.until(first_delay("m") + 285)
+    stage.full = True
+    stage.until(first_delay("m") + 299)
+    stage.full = False
+    stage.until(first_delay("m") + 325)
+    assert [round(at - first_delay("m")) for at, _ in stage.rows] == [0, 310]
+
+
+def test_a_definition_that_changes_while_it_runs_waits_for_that_run():
+    stage, seen = Stage(), []
+    look = stage.look
+
+    def changing(found):
+        seen.append(found.fingerprint)
+        if len(seen) == 1:
+            stage.collector.apply([definition(fingerprint="2")])
+            assert stage.collector._heap == []
+        return look(found)
+
+    stage.collector._look = changing
+    stage.collector.apply([definition()])
+    stage.until(70)
+    assert seen[:2] == ["1", "2"] and {s.metric_id for _, s in stage.rows} == {"m"}
+
+
 def test_no_data_is_a_verdict_with_its_reason_and_is_logged_once_per_change(caught):
     stage = Stage(value=Reading(None, "ECONNREFUSED", Fault.TARGET, detail={"error": "port 1"}))
     stage.collector.apply([definition(interval=10, push=25)])

@@ -59,6 +59,8 @@ def test_every_variable_is_a_setting_and_the_other_way_round():
         ("PROBE_FAILURE_STATUS", "healthy", "no_data or unhealthy"),
         ("PROBE_ENV_ALLOW", "lower-case", "names of environment variables"),
         ("DEBUG_DASHBOARD_PORT", "70000", "port number"),
+        ("DEBUG_DASHBOARD_PORT", "1_0", "port number"),
+        ("CLOUD_SERVER_URL", "https://my cloud/", "must be a URL"),
         ("DEBUG_DASHBOARD_HOST", "0.0.0.0", "DEBUG_DASHBOARD_TOKEN"),
         ("OBSERVER_OTLP_MAX_BODY_BYTES", "0", "positive whole number"),
     ],
@@ -90,6 +92,15 @@ def test_the_key_from_a_file_or_a_credential(tmp_path):
     (tmp_path / "agent_key").write_text("from-systemd\n")
     assert load({"CREDENTIALS_DIRECTORY": str(tmp_path)}).agent_key == "from-systemd"
     assert load(env(CREDENTIALS_DIRECTORY=str(tmp_path))).agent_key == KEY
+
+
+def test_any_key_of_the_environment_wins_over_the_file(tmp_path):
+    (tmp_path / "agent.toml").write_text('AGENT_KEY = "from-the-file"\n')
+    (tmp_path / "agent_key").write_text("from-systemd\n")
+    (tmp_path / "key").write_text("from-a-key-file\n")
+    assert load({}, tmp_path / "agent.toml").agent_key == "from-the-file"
+    assert load({"CREDENTIALS_DIRECTORY": str(tmp_path)}, tmp_path / "agent.toml").agent_key == "from-systemd"
+    assert load({"AGENT_KEY_FILE": str(tmp_path / "key")}, tmp_path / "agent.toml").agent_key == "from-a-key-file"
 
 
 def test_a_credential_that_is_unset_is_no_key(tmp_path):

@@ -57,6 +57,15 @@ def test_the_token(serve, header, status):
     assert ask(server, "/api/state", **headers)[0] == status
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("127.0.0.1:10101", 200), ("localhost", 200), ("[::1]:10101", 200), ("evil.example", 403), ("", 403)],
+)
+def test_without_a_token_only_names_of_this_machine_are_served(serve, host, status):
+    assert ask(serve(), "/api/state", Host=host)[0] == status
+    assert ask(serve(token="t"), "/api/state", Host=host, Authorization="Bearer t")[0] == 200
+
+
 def test_a_client_that_says_nothing_holds_up_nobody(serve):
     server = serve()
     with socket.create_connection(("127.0.0.1", server.server_port)) as mute:

@@ -60,7 +60,7 @@ def test_a_whole_row():
     [
         (1, 1, 60), (0.5, 1, 30), (1 / 60, 1, 1), (0.001, 1, 1), (0, 1, 60), (-5, 5, 300), (None, 5, 300),
         (float("nan"), 1, 60), (float("inf"), 1, 60), ("2", 1, 120), ("x", 1, 60), (True, 1, 60), ([], 5, 300),
-        (10**400, 1, 60),
+        (10**400, 1, 60), (1e308, 1, 366 * 86400), ("1e308", 1, 366 * 86400),
     ],
 )  # fmt: skip
 def test_intervals_are_minutes_with_a_default_and_a_floor_of_a_second(minutes, default, expected):
@@ -97,7 +97,7 @@ def test_prometheus_is_the_default_and_takes_the_query_from_its_old_place():
     assert one(query="up").config == ROW["source_config"]
 
 
-@pytest.mark.parametrize("metric_id", [None, "", 5, "x" * 129])
+@pytest.mark.parametrize("metric_id", [None, "", 5, "x" * 129, "\ud800"])
 def test_a_row_without_a_usable_id_is_left_out_and_named(metric_id, caught):
     found = understand_all([{**ROW, "id": metric_id}, "no object", ROW], parse, KNOWN)
     assert [each.id for each in found] == ["m1"]

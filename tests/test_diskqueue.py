@@ -309,6 +309,18 @@ def test_the_file_format_is_the_one_that_is_written_down(make, tmp_path):
         assert conn.execute("SELECT * FROM openings").fetchall() == [(queue.queue_id, 1)]
 
 
+@pytest.mark.parametrize("name", ["a#b.db", "a?b.db", "a%41 b.db"])
+def test_a_path_may_hold_anything(tmp_path, clock, name):
+    queue = open_queue(tmp_path / name, Bounds(10), clock)
+    queue.put(samples(2))
+    assert queuefile.is_held(tmp_path / name)
+    assert queuefile.read_stats(tmp_path / name, clock.now(), 10)["depth"] == 2
+    queue.close()
+    assert not queuefile.is_held(tmp_path / name)
+    assert queuefile.read_stats(tmp_path / name, clock.now(), 10)["depth"] == 2
+    assert not (tmp_path / f"{name}-wal").exists()
+
+
 def test_a_put_that_the_file_refuses_stores_nothing_and_says_so(make):
     queue = make()
     queue.put([sample()])

@@ -11,12 +11,13 @@ ROOT = Path(observer_agent.__file__).parent
 FLOORS = {
     0: ("errors", "clock", "model"),
     1: (
-        "config logs selfmetrics backoff transport resolver verdict worker queuefile accounts rows nodes document"
+        "config logs selfmetrics backoff transport resolver verdict worker "
+        "queuefile accounts rows space salvage nodes document"
     ).split(),
     2: ("probes", "diskqueue", "clouds"),
     3: ("collector", "sender", "heartbeat", "definitions", "broadcast"),
     4: ("agent",),
-    5: ("status", "dashboard", "hub", "commands", "show", "demo"),
+    5: ("status", "dashboard", "hub", "commands", "queuetool", "show", "demo"),
     6: ("cli", "__main__"),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

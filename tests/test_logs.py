@@ -40,6 +40,7 @@ def stage(clock):
     ("text", "clean"),
     [
         ("GET http://user:pass@h/x", "GET http://[redacted]@h/x"),
+        ("GET http://user:p@ss@h/x", "GET http://[redacted]@h/x"),
         ("see https://h/p?token=abc&x=1 now", "see https://h/p?[redacted] now"),
         (f"key {KEY} refused", "key obs_live_[redacted] refused"),
         ("Authorization: Bearer abcdef.ghi", "Authorization: Bearer [redacted]"),
@@ -82,7 +83,12 @@ def test_text_json_and_journald(stage):
     assert (line["level"], line["part"], line["message"]) == ("ERROR", "sender", "bad")
     log, stream, _ = stage("journald")
     log.warning("two\nlines")
-    assert stream.getvalue() == "<4>sender: two\n<4>lines\n"
+    assert stream.getvalue() == "<4>sender: two\\nlines\n", "a name with a line break forges no line"
+    try:
+        raise ValueError
+    except ValueError:
+        log.exception("broken")
+    assert all(line.startswith("<3>") for line in stream.getvalue().splitlines()[1:])
 
 
 def test_a_stream_that_is_no_terminal_gets_json_lines(stage):

@@ -305,6 +305,37 @@ def test_a_lone_poison_row_stays_as_long_as_no_other_passes(queue, clock):
     assert lost(queue) == {"poison": 1} and cloud.ids == [2]
 
 
+def test_a_hunt_that_ended_well_leaves_no_suspicion_behind(queue, clock):
+    fill(queue, 1)
+    cloud = Cloud(*[BROKEN] * 10, OK, BROKEN, OK)
+    sender = sender_for(queue, cloud, clock)
+    sender.heartbeat(True)
+    run_until_idle(sender, clock)
+    clock.advance(86400)
+    fill(queue, 1)
+    run_until_idle(sender, clock)
+    fill(queue, 1)
+    run_until_idle(sender, clock)
+    assert lost(queue) == {} and cloud.ids == [1, 2, 3]
+
+
+def test_many_poison_rows_in_a_row_hold_up_nobody_for_ever(queue, clock):
+    bad = set(range(1, 26))
+    fill(queue, 100)
+    cloud = Cloud(rule=lambda batch: BROKEN if bad & {row.id for row in batch.rows} else OK)
+    sender = sender_for(queue, cloud, clock)
+    sender.heartbeat(True)
+    run_until_idle(sender, clock)
+    assert sorted(cloud.ids) == list(range(26, 101))
+    assert lost(queue) == {"poison": 25}
+
+
+def test_a_retry_after_of_nought_is_no_licence_to_spin(queue, clock):
+    fill(queue, 1)
+    sender = sender_for(queue, Cloud(*[Answer(Fate.LATER, 429, retry_after=0.0)] * 3), clock)
+    assert turn(sender, clock, 3) == [1.0, 2.0, 4.0]
+
+
 # -- the file refuses
 
 

@@ -129,6 +129,22 @@ def test_a_redirect_is_not_followed_and_the_key_goes_nowhere(transport, status):
         assert stolen == []
 
 
+def test_no_cookie_is_kept(transport):
+    answer = b"HTTP/1.1 200 OK\r\nSet-Cookie: track=me\r\nContent-Length: 2\r\n\r\n{}"
+    with scripted([answer, GOOD]) as (url, seen):
+        one = transport(url)
+        one.call("GET", "/")
+        one.call("GET", "/")
+    assert b"ookie" not in seen[1][0]
+
+
+@pytest.mark.parametrize("location", [b"http://[::bad", b"/x"])
+def test_the_body_of_a_redirect_is_bounded_like_any_other(transport, location):
+    head = b"HTTP/1.1 302 Found\r\nLocation: " + location + b"\r\nContent-Length: 2\r\n\r\n{}"
+    with scripted([head]) as (url, _):
+        assert transport(url).call("GET", "/").status == 302
+
+
 def test_refused_and_unresolved(transport):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from observer_agent.clock import Clock
-from observer_agent.worker import Supervisor, Worker
+from observer_agent.worker import Supervisor, Worker, attempt
 
 LONG = 10.0
 
@@ -89,6 +89,30 @@ def test_a_wake_before_the_pause_is_not_lost():
     assert turned.acquire(timeout=LONG)
     worker.stop()
     assert worker.join(LONG)
+
+
+def test_a_wake_does_not_end_the_pause_after_a_crash():
+    crashed = threading.Semaphore(0)
+
+    def step():
+        crashed.release()
+        raise ValueError
+
+    worker = Worker("send", step, Clock())
+    worker.start()
+    assert crashed.acquire(timeout=LONG)
+    while worker.busy_since is not None:
+        pass
+    for _ in range(100):
+        worker.wake()
+    assert not crashed.acquire(timeout=0.3)
+    worker.stop()
+    assert worker.join(LONG)
+
+
+def test_attempt_lets_what_follows_go_on(caught):
+    attempt("Closing", lambda: 1 / 0)
+    assert "Closing failed" in caught.text
 
 
 def test_join_keeps_its_budget():

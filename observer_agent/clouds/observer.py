@@ -78,7 +78,7 @@ class Observer:
         reply = self._call("POST", path, rows if single else b"[" + rows + b"]", {"Push-Sequence": sequence})
         if reply.status in (404, 405):
             return self._missing(reply, single)
-        return read_answer(reply, self._clock.now(), self._redact)
+        return read_answer(reply, len(batch), self._clock.now(), self._redact)
 
     def beat(self, health: Health) -> Orders:
         """Posts a heartbeat."""
@@ -129,11 +129,11 @@ class Observer:
         return reply
 
 
-def read_answer(reply: Reply, now: float, redact: Callable[[str], str] = str) -> Answer:
+def read_answer(reply: Reply, length: int, now: float, redact: Callable[[str], str] = str) -> Answer:
     """The table of CONTRACT.md: what an answer of the receiver means for the rows, 404 and 405 apart."""
     status, text = reply.status, _text(reply, redact)
     if reply.ok:
-        return Answer(Fate.ACCEPTED, status, rejects=_rejects(_json(reply.body)))
+        return Answer(Fate.ACCEPTED, status, rejects=_rejects(_json(reply.body), length))
     if status == 409:
         body = _json(reply.body)
         newer = body.get("newer_started_at") if isinstance(body, dict) else None
@@ -196,13 +196,17 @@ def is_suspended(reply: Reply) -> bool:
     return isinstance(body, dict) and SUSPENDED in (body.get("code"), body.get("error"))
 
 
-def _rejects(body: object) -> tuple[Reject, ...]:
-    """The `rejected` of a 2xx body; older clouds send another body: then all rows count as accepted."""
+def _rejects(body: object, length: int) -> tuple[Reject, ...]:
+    """The `rejected` of a 2xx body to `length` rows, each row once; with the body of an older cloud none."""
     listed = body.get("rejected") if isinstance(body, dict) else None
     if not isinstance(listed, list):
         return ()
-    found = [r for r in listed if isinstance(r, dict) and type(r.get("index")) is int]
-    return tuple(Reject(r["index"], str(r.get("field"))[:64], str(r.get("code"))[:64]) for r in found)
+    found = {r["index"]: r for r in listed if isinstance(r, dict) and type(r.get("index")) is int}
+    return tuple(
+        Reject(at, str(r.get("field"))[:64], str(r.get("code"))[:64])
+        for at, r in sorted(found.items())
+        if 0 <= at < length
+    )
 
 
 def _json(body: bytes) -> Any:

@@ -15,11 +15,13 @@ from typing import NamedTuple
 
 from observer_agent import status
 from observer_agent.agent import Agent
+from observer_agent.config import LOOPBACK
 from observer_agent.worker import spawn
 
 log = logging.getLogger(__name__)
 
 SLOWEST_CLIENT = 5.0
+POLL = 0.1  # how soon the server notices that it shall stop
 
 
 class Page(NamedTuple):
@@ -57,7 +59,7 @@ class Server(ThreadingHTTPServer):
 
     def start(self) -> None:
         """Serves on a thread of its own until `stop`."""
-        spawn("dashboard", self.serve_forever)
+        spawn("dashboard", lambda: self.serve_forever(poll_interval=POLL))
 
     def stop(self) -> None:
         """Stops serving and closes the socket."""
@@ -74,6 +76,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.server.token and not self._allowed(self.server.token):
             return self._send(Page(401, "text/plain", b"a bearer token is needed\n"))
+        if not self.server.token and not self._is_local():
+            return self._send(Page(403, "text/plain", b"this page is served under the names of this machine only\n"))
         make = self.server.pages.get(self.path.partition("?")[0])
         return self._send(make() if make else Page(404, "text/plain", b"not found\n"))
 
@@ -82,6 +86,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _allowed(self, token: str) -> bool:
         given = self.headers.get("Authorization", "")
         return hmac.compare_digest(given.encode("utf-8", "replace"), f"Bearer {token}".encode())
+
+    def _is_local(self) -> bool:
+        """A web page elsewhere may point a name of its own at 127.0.0.1; its requests still carry that name."""
+        host = self.headers.get("Host", "").strip()
+        name = host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+        return name.lower() in LOOPBACK
 
     def _send(self, page: Page) -> None:
         self.send_response(page.status)

@@ -241,6 +241,7 @@ def test_a_wrong_document_stops_the_start(site, tmp_path):
     site.start_agent(DEFINITIONS_FILE=str(tmp_path / "bad.yaml"))
     assert site.agent.wait(30) == 78
     assert "DEFINITIONS_FILE=" in site.log
+    assert site.hub_agent()["last_heartbeat_at"] is None, "a start that fails claims no key"
 
 
 def test_nothing_leaves_but_to_the_cloud_and_no_log_line_holds_the_key(site):
