@@ -10,6 +10,7 @@ import logging
 import random
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from observer_agent.collector import POOL_MAX, Collector, Listener
 from observer_agent.config import Settings
 from observer_agent.definitions import Definitions, DefinitionsFile, Store, understand_all
 from observer_agent.diskqueue import Bounds, DiskQueue, open_queue
-from observer_agent.errors import ConfigError, DocumentError, QueueError
+from observer_agent.errors import ConfigError, DocumentError, NoPlace, QueueError
 from observer_agent.heartbeat import Heartbeat
 from observer_agent.logs import Logs
 from observer_agent.model import Definition, Fault, Health, Loss, Orders, Reading, Status
@@ -34,6 +35,7 @@ from observer_agent.worker import Supervisor, Worker, attempt
 
 log = logging.getLogger(__name__)
 
+TIDY, TIDY_AGAIN = 15.0, 0.2
 STOP_BUDGET = 8.0  # below the unit's TimeoutStopSec
 BROKEN = "broken"  # the collector of definitions that cannot run
 
@@ -122,6 +124,7 @@ class Agent:
             log.warning("HEARTBEAT_RELAY_ENABLED is set, but this version has no relay")
         self._work("beat", self.heartbeat.step)
         self.sender.wake = self.queue.on_put = self._work("send", self.sender.step).wake
+        self._work("tidy", self._tidy)
         self.definitions.start()
         self.definitions.wake = self._work("definitions", self.definitions.step).wake
         if self.settings.broadcast_logs:
@@ -156,7 +159,7 @@ class Agent:
         for collector in collectors:
             collector.stop()
         workers = [worker for pool in pools for worker in pool]
-        self._end([*workers, *self._named("definitions", "log")], deadline)
+        self._end([*workers, *self._named("definitions", "log", "tidy")], deadline)
 
     def _stop_sender(self, deadline: float) -> None:
         if self._end(self._named("send"), deadline):
@@ -175,6 +178,10 @@ class Agent:
         for worker in workers:
             worker.stop()
         return all([worker.join(deadline - self.clock.monotonic()) for worker in workers])
+
+    def _tidy(self) -> float:
+        """Gives the disk back what an outage has taken, a little at a time."""
+        return TIDY_AGAIN if self.queue.tidy() else TIDY
 
     def _named(self, *names: str) -> list[Worker]:
         return [worker for name, worker in self.supervisor.workers.items() if name in names]
@@ -299,5 +306,9 @@ def _open(settings: Settings, clock: Clock) -> DiskQueue:
     bounds = Bounds(settings.buffer_max_rows, settings.buffer_max_bytes, settings.buffer_max_age)
     try:
         return open_queue(settings.buffer_path, bounds, clock, settings.buffer_sync)
+    except NoPlace as error:
+        place = Path(tempfile.mkdtemp(prefix="observer-agent-"), settings.buffer_path.name)
+        log.error("%s: %s. Samples wait in %s instead, which a restart forgets", settings.buffer_path, error, place)
+        return open_queue(place, bounds, clock, settings.buffer_sync)
     except QueueError as error:
         raise ConfigError("BUFFER_PATH", str(settings.buffer_path), str(error)) from None

@@ -20,10 +20,10 @@ from typing import IO, Any, TypeVar
 
 from persistqueue.sqlqueue import SQLiteQueue
 
-from observer_agent import queuefile, space
+from observer_agent import queuefile, salvage, space
 from observer_agent.accounts import Accounts, Change, Held, Lost, oldest_row
 from observer_agent.clock import Clock
-from observer_agent.errors import DiskFull, QueueError, QueueHeld
+from observer_agent.errors import Damaged, DiskFull, NoPlace, QueueError, QueueHeld
 from observer_agent.model import Answer, Batch, Fate, Ledger, Loss, Reject, Row, Sample
 from observer_agent.queuefile import TABLE, checksum, transaction
 from observer_agent.rows import Entry, Flight, Rows, Stored
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 EVICT_AT_ONCE = 32
+EXAMINE_MAX = 32 * 1024 * 1024
 KEEP_REJECTED = 1000
 KEEP_REJECTED_SECONDS = 7 * 86400.0
 TEXT_MAX = 200
@@ -70,6 +71,8 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
     """See the module. Open one with `open_queue`; `on_put` is called after each commit that added rows."""
 
     _SQL_CREATE = "SELECT 1"  # the tables are made by queuefile.create
+    _getter: sqlite3.Connection
+    _putter: sqlite3.Connection
 
     def __init__(self, file: Path, bounds: Bounds, clock: Clock, sync: str = "normal", *, alone: bool = False) -> None:
         """`alone` opens the file with one connection and no shared memory beside it: a full disk has no room for it."""
@@ -104,11 +107,41 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
 
     def _count(self) -> int:
         """Reads the accounts; the base class calls it once, at the end of its opening."""
+        self._examine()
         self._getter.execute("PRAGMA wal_autocheckpoint = 0")
         self.space = Space(self._putter, self.file)
         self.accounts = Accounts(self._putter)
         self.rows = Rows(self._putter)
         return self.accounts.held.rows
+
+    def _examine(self) -> None:
+        """After an unclean stop a file that is not large is looked through; raises sqlite3.DatabaseError."""
+        clean = self._putter.execute("SELECT clean FROM meta").fetchone()[0]
+        if not clean and self.file.stat().st_size <= EXAMINE_MAX:
+            found = self._putter.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if found != "ok":
+                raise sqlite3.DatabaseError(found)
+
+    def _heal(self, error: Damaged) -> None:
+        """The file proved damaged while running: what can be read is carried into a new one, under the same lock."""
+        self._putter.close()
+        self._getter.close()
+        self.space.close()
+        self._flight, self._one = Flight(), None
+        rebuild(self.file, self._clock.now(), error)
+        self._getter = self._conn = self._new_db_connection(self.path, True, self.timeout)
+        self._putter = self._new_db_connection(self.path, True, self.timeout)
+        self.total = self._count()
+
+    @contextmanager
+    def _file(self) -> Iterator[None]:
+        """The queue's lock. A file that proves damaged is rebuilt; the caller hears that it has to try again."""
+        with self.tran_lock:
+            try:
+                yield
+            except Damaged as error:
+                self._heal(error)
+                raise QueueError("the queue file was damaged and has been rebuilt") from error
 
     # -- put
 
@@ -137,7 +170,7 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
 
     def _lead(self, turn: _Round) -> None:
         try:
-            with self.tran_lock:
+            with self._file():
                 with self._round_lock:
                     self._round = None
                 entries = turn.entries
@@ -205,7 +238,7 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
         """
         limit = max(1, min(limit, self.bounds.rows // 2))
         high = 2**62 if upto is None else upto
-        with self.tran_lock:
+        with self._file():
             self._land()
             good: list[tuple[Row, int]] = []
             while not good:
@@ -226,7 +259,7 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
         try:
             return [(i, bytes(data), crc, flag) for i, data, crc, flag in self._putter.execute(sql, parameters)]
         except sqlite3.Error as error:
-            raise QueueError(f"the queue file: {error}") from error
+            raise queuefile.translated(error) from error
 
     def settle(self, batch: Batch, answer: Answer, loss: Loss = Loss.REFUSED) -> None:
         """Closes a batch: accepted rows leave; refused and fenced rows leave as lost; anything else stays.
@@ -239,7 +272,7 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
                 self._land()
             return
         reason = Loss.FENCED if answer.fate is Fate.FENCED else loss
-        with self.tran_lock:
+        with self._file():
             change = self._twice(lambda: self._settle(batch, answer, reason))
             if change:
                 self._land()
@@ -381,6 +414,20 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
         self.accounts.started_at = started_at
         return float(started_at)
 
+    def tidy(self) -> bool:
+        """In idle moments: gives free pages back, a few at a time; says whether there are more.
+
+        Does nothing while the queue is in use. Raises QueueError.
+        """
+        if self.depth or not self.tran_lock.acquire(blocking=False):
+            return False
+        try:
+            return self.space.give_back()
+        except sqlite3.Error as error:
+            raise queuefile.translated(error) from error
+        finally:
+            self.tran_lock.release()
+
     def close(self) -> None:
         """Marks the file as cleanly closed and lets go of it; may be called twice."""
         if self._lock_file.closed:
@@ -408,11 +455,23 @@ def open_queue(file: Path, bounds: Bounds, clock: Clock, sync: str = "normal") -
     try:
         return _open_roomy_or_not(file, bounds, clock, sync)
     except (QueueError, sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the last: a damaged schema
-        if isinstance(error, QueueHeld | sqlite3.OperationalError):
+        if isinstance(error, QueueHeld | NoPlace):
+            raise
+        if isinstance(error, sqlite3.OperationalError):
             raise QueueError(f"{file}: {error}") from error
-        aside = queuefile.quarantine(file, clock.now())
-        log.error("The queue file cannot be used (%s). It was moved to %s; a new one takes its place", error, aside)
+        rebuild(file, clock.now(), error)
         return DiskQueue(file, bounds, clock, sync)
+
+
+def rebuild(file: Path, now: float, error: Exception) -> None:
+    """Moves a file that cannot be used aside and carries what can be read of it into a new one."""
+    aside = queuefile.quarantine(file, now)
+    try:
+        report = salvage.rescue(aside, file, now)
+        log.error("The queue file cannot be used (%s). It was moved to %s; %s", error, aside, report.text)
+    except QueueError as problem:
+        file.unlink(missing_ok=True)
+        log.error("The queue file cannot be used (%s) nor rebuilt (%s). It was moved to %s", error, problem, aside)
 
 
 def _open_roomy_or_not(file: Path, bounds: Bounds, clock: Clock, sync: str) -> DiskQueue:
@@ -429,7 +488,7 @@ def _lock(file: Path) -> IO[Any]:
     try:
         handle = file.with_name(file.name + ".lock").open("a")
     except OSError as error:
-        raise QueueHeld(f"the directory takes no file: {error.strerror}") from None
+        raise NoPlace(f"the directory takes no file: {error.strerror}") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

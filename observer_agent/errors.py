@@ -6,6 +6,8 @@
     ├── DocumentError    a document of definitions cannot be read at all; the last good set stays
     ├── QueueError       the queue file refused an operation; the samples stay with the caller
     │   ├── DiskFull     ... because the disk has no room; what waits can still leave
+    │   ├── Damaged      ... because the file is not what it was; it is rebuilt
+    │   ├── NoPlace      ... because the directory takes no file; the queue goes elsewhere
     │   └── QueueHeld    ... because another process has it open
     └── UsageError       a command cannot do what it was asked: one line and an exit code
 
@@ -49,8 +51,16 @@ class DiskFull(QueueError):
     """The disk has no room for it; what waits in the queue is not touched."""
 
 
+class Damaged(QueueError):
+    """The queue file is damaged; what can be read of it is carried into a new one."""
+
+
+class NoPlace(QueueError):
+    """The directory of the queue file takes no file."""
+
+
 class QueueHeld(QueueError):
-    """Another process has the queue file open, or its directory takes no file."""
+    """Another process has the queue file open."""
 
 
 class UsageError(ObserverError):

@@ -8,6 +8,7 @@ within an opening; `meta` is one row. `openings` says which queue id a row id be
 from __future__ import annotations
 
 import fcntl
+import glob
 import sqlite3
 import zlib
 from collections.abc import Iterator
@@ -15,10 +16,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from observer_agent.errors import DiskFull, QueueError
+from observer_agent.errors import Damaged, DiskFull, QueueError
 
 VERSION = 1
 PAGE_SIZE = 1024
+KEEP_ASIDE = 3
 TABLE = "queue_default"
 
 SCHEMA = f"""
@@ -36,7 +38,6 @@ CREATE TABLE IF NOT EXISTS runs (
 CREATE TABLE IF NOT EXISTS rejected (
     id INTEGER PRIMARY KEY, queue_id TEXT NOT NULL, row_id INTEGER NOT NULL, data BLOB NOT NULL,
     reason TEXT NOT NULL, status INTEGER NOT NULL, answer TEXT NOT NULL, rejected_at FLOAT NOT NULL);
-CREATE TABLE IF NOT EXISTS spare (data BLOB);
 INSERT OR IGNORE INTO meta VALUES (1, 1, 0, 0, 0, 0, 1);
 PRAGMA user_version = {VERSION};
 """
@@ -90,8 +91,14 @@ def transaction(conn: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
                 conn.execute("ROLLBACK")
             raise
     except sqlite3.Error as error:
-        full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-        raise (DiskFull if full else QueueError)(f"the queue file: {error}") from error
+        raise translated(error) from error
+
+
+def translated(error: sqlite3.Error) -> QueueError:
+    """An sqlite3 error by what happens next: wait for room, rebuild the file, or try again."""
+    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    kinds = {sqlite3.SQLITE_FULL: DiskFull, sqlite3.SQLITE_CORRUPT: Damaged, sqlite3.SQLITE_NOTADB: Damaged}
+    return kinds.get(code, QueueError)(f"the queue file: {error}")
 
 
 def checksum(row_id: int, data: bytes) -> int:
@@ -100,7 +107,10 @@ def checksum(row_id: int, data: bytes) -> int:
 
 
 def quarantine(file: Path, now: float) -> Path:
-    """Moves a file that cannot be used aside, its `-wal` and `-shm` with it; returns the new name."""
+    """Moves a file that cannot be used aside, its `-wal` and `-shm` with it; returns the new name.
+
+    The newest three such files are kept.
+    """
     aside = file.with_name(f"{file.name}.corrupt-{int(now)}")
     n = 0
     while aside.exists():
@@ -110,7 +120,17 @@ def quarantine(file: Path, now: float) -> Path:
         part = file.with_name(file.name + suffix)
         if part.exists():
             part.rename(aside.with_name(aside.name + suffix))
+    _forget_old(file)
     return aside
+
+
+def _forget_old(file: Path) -> None:
+    parts = [
+        p for p in file.parent.glob(f"{glob.escape(file.name)}.corrupt-*") if not p.name.endswith(("-wal", "-shm"))
+    ]
+    for old in sorted(parts, key=lambda p: (p.stat().st_mtime_ns, p.name))[:-KEEP_ASIDE]:
+        for suffix in ("", "-wal", "-shm"):
+            old.with_name(old.name + suffix).unlink(missing_ok=True)
 
 
 def read_stats(file: Path, now: float, capacity: int) -> dict[str, Any]:

@@ -297,6 +297,90 @@ def test_a_foreign_or_newer_file_is_moved_aside(make, tmp_path, sql):
     assert [p for p in tmp_path.iterdir() if ".corrupt-" in p.name]
 
 
+def page_of_rows(file):
+    """The offset of a page of the file that holds rows."""
+    content = file.read_bytes()
+    pages = range(len(content) - 1024, 0, -1024)
+    return next(at for at in pages if content[at] == 0x0D and b'"metric_id"' in content[at : at + 1024])
+
+
+def test_a_damaged_file_is_rebuilt_from_what_can_be_read(make, tmp_path):
+    queue = make()
+    for n in range(300):
+        queue.put([sample(n)])
+    queue.settle(queue.peek(100), OK)
+    one = queue.queue_id
+    queue.close()
+    file = tmp_path / "buffer.db"
+    damaged = bytearray(file.read_bytes())
+    at = page_of_rows(file)
+    damaged[at : at + 1024] = bytes(1024)
+    damaged[:100] = bytes(100)
+    file.write_bytes(damaged)
+    queue = make()
+    rows = drain(queue)
+    gone = 200 - len(rows)
+    assert 1 <= gone <= 4 and {row.id for row in rows} < set(range(101, 301))
+    old = next(each for each in queue.ledgers() if each.queue_id == one)
+    assert (old.given, old.accepted, old.lost) == (300, 300 - gone, {"damaged": gone})
+
+
+def test_damage_that_shows_while_running_is_healed_and_put_and_peek_go_on(make, tmp_path):
+    queue = make()
+    for n in range(300):
+        queue.put([sample(n)])
+    queue.space.relieve()
+    file = tmp_path / "buffer.db"
+    with file.open("r+b") as handle:
+        handle.seek(page_of_rows(file))
+        handle.write(b"\xff" * 1024)
+    queue._putter.execute("PRAGMA shrink_memory")
+    seen, refused = set(), 0
+    for _ in range(50):
+        try:
+            batch = queue.peek(100)
+            if batch is None:
+                break
+            queue.settle(batch, OK)
+            seen |= {row.id for row in batch.rows}
+        except QueueError:
+            refused += 1
+    assert refused == 1
+    assert 290 < len(seen) < 300
+    assert queue.lost() == {"damaged": 300 - len(seen)}
+    assert [p for p in tmp_path.iterdir() if ".corrupt-" in p.name]
+    queue.put([sample()])
+    assert queue.depth == 1
+
+
+def test_the_newest_three_files_that_were_moved_aside_are_kept(make, tmp_path, clock):
+    for n in range(6):
+        for part in tmp_path.glob("buffer.db-*"):
+            part.unlink()
+        (tmp_path / "buffer.db").write_bytes(bytes([65 + n]) * 5000)
+        make().close()
+        clock.advance(10)
+    aside = [p for p in tmp_path.iterdir() if ".corrupt-" in p.name and not p.name.endswith(("-wal", "-shm"))]
+    assert sorted(p.read_bytes()[:1] for p in aside) == [b"D", b"E", b"F"]
+
+
+def test_an_idle_queue_gives_back_what_an_outage_took(make, tmp_path):
+    queue = make(rows=50_000)
+    for _ in range(200):
+        queue.put([sample(n) for n in range(100)])
+    high = (tmp_path / "buffer.db").stat().st_size
+    assert not queue.tidy(), "not while rows wait"
+    drain(queue)
+    turns = 0
+    while queue.tidy():
+        turns += 1
+    assert turns > 10
+    assert (tmp_path / "buffer.db").stat().st_size < min(high / 2, 4_000_000)
+    assert (tmp_path / "buffer.db-wal").stat().st_size < 4_000_000
+    queue.put([sample()])
+    assert queue.depth == 1
+
+
 def test_the_file_format_is_the_one_that_is_written_down(make, tmp_path):
     queue = make()
     queue.put([sample(4)])
