@@ -29,6 +29,7 @@ diskqueue.py      the bounded queue on persist-queue: put, peek, settle
 clouds/           the table of dialects: observer, memory
     floor 3 - the line (is handed the ends)
 collector.py      due jobs of one source type, a pool of threads
+keeper.py         the newest verdicts, while the queue file takes none
 sender.py         peek, deliver, settle by the answer, when next
 heartbeat.py      every 30 s on a connection of its own
 definitions.py    when to fetch, what a row means, the last good set

@@ -26,6 +26,7 @@ from observer_agent.definitions import Definitions, DefinitionsFile, Store, unde
 from observer_agent.diskqueue import Bounds, DiskQueue, open_queue
 from observer_agent.errors import ConfigError, DocumentError, NoPlace, QueueError
 from observer_agent.heartbeat import Heartbeat
+from observer_agent.keeper import Keeper
 from observer_agent.logs import Logs
 from observer_agent.model import Definition, Fault, Health, Loss, Orders, Reading, Status
 from observer_agent.resolver import Resolver
@@ -54,6 +55,7 @@ class Agent:
         self.started_at = iso(self.queue.claim_start())
         self._connect = DIALECTS[settings.cloud_dialect](settings, self.started_at, __version__, clock, logs.redact)
         self._clouds = {name: self._link(name) for name in ("send", "beat", "definitions", "log")}
+        self.keeper = Keeper(self.queue, clock)
         self.sender = Sender(self.queue, self._clouds["send"], clock, random.random)
         self.heartbeat = Heartbeat(self._clouds["beat"], self.health, clock, self._heard)
         self.definitions = self._definitions_source()
@@ -125,6 +127,7 @@ class Agent:
         self._work("beat", self.heartbeat.step)
         self.sender.wake = self.queue.on_put = self._work("send", self.sender.step).wake
         self._work("tidy", self._tidy)
+        self.keeper.wake = self._work("keep", self.keeper.step).wake
         self.definitions.start()
         self.definitions.wake = self._work("definitions", self.definitions.step).wake
         if self.settings.broadcast_logs:
@@ -145,6 +148,7 @@ class Agent:
         deadline = self.clock.monotonic() + STOP_BUDGET
         self.logs.listen(None)
         attempt("Stopping the collectors", lambda: self._stop_collectors(deadline - 6.5))
+        attempt("Queueing what was kept", self.keeper.step)
         attempt("The last push", lambda: self._stop_sender(deadline - 3.0))
         attempt("The last heartbeat", lambda: self._stop_heartbeat(deadline - 1.0))
         left = self.queue.depth
@@ -159,7 +163,7 @@ class Agent:
         for collector in collectors:
             collector.stop()
         workers = [worker for pool in pools for worker in pool]
-        self._end([*workers, *self._named("definitions", "log", "tidy")], deadline)
+        self._end([*workers, *self._named("definitions", "log", "tidy", "keep")], deadline)
 
     def _stop_sender(self, deadline: float) -> None:
         if self._end(self._named("send"), deadline):
@@ -243,7 +247,7 @@ class Agent:
         return self._prober.look(definition.source_type, definition.config)
 
     def _put(self, samples: Any) -> int:
-        dropped = self.queue.put(samples)
+        dropped = self.keeper.put(samples)
         self.metrics.samples_given.inc(len(samples))
         return dropped
 

@@ -61,6 +61,7 @@ class _Round:
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
+        self.missed = 0
         self.done = threading.Lock()
         self.done.acquire()
         self.dropped = 0
@@ -145,8 +146,10 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
 
     # -- put
 
-    def put(self, samples: Sequence[Sample]) -> int:
+    def put(self, samples: Sequence[Sample], missed: int = 0) -> int:
         """Stores samples and returns how many rows were dropped to make room; returns after the commit.
+
+        `missed` samples that came while the file took none are declared as lost, `disk_full`, with ids of their own.
 
         Threads that put at the same time share one transaction: the first to come leads, those that come while it
         waits for the file are taken along. Which rows were dropped is told to the leader alone. Raises QueueError when
@@ -159,6 +162,7 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
             leads = self._round is None
             turn = self._round = self._round or _Round()
             turn.entries += entries
+            turn.missed += missed
         if leads:
             self._lead(turn)
         else:
@@ -175,7 +179,7 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
                     self._round = None
                 entries = turn.entries
                 self.space.reserve(len(entries), sum(len(data) + len(metric) for metric, _, data in entries))
-                turn.dropped = self._twice(lambda: self._store(entries))
+                turn.dropped = self._twice(lambda: self._store(entries, turn.missed))
             turn.error = None
         except QueueError as error:
             turn.error = error
@@ -184,12 +188,12 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
         if turn.error is None:
             self.on_put()
 
-    def _store(self, entries: Sequence[Entry]) -> int:
+    def _store(self, entries: Sequence[Entry], missed: int) -> int:
         now, before = self._clock.now(), self.accounts.held
         with self._changing() as tx:
-            came = self.rows.insert(tx, before.next_id, entries, now)
+            came = self.rows.insert(tx, before.next_id + missed, entries, now)
             held = Held(
-                before.next_id + came.rows,
+                before.next_id + missed + came.rows,
                 before.rows + came.rows,
                 before.bytes + came.bytes,
                 before.redundant + came.redundant,
@@ -198,11 +202,14 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
             lost, held = self._evict(tx, held, now)
             if lost or held.oldest is None:
                 held = held._replace(oldest=oldest_row(tx))
+            dropped = lost.total()
+            if missed:
+                lost[self.queue_id, Loss.DISK_FULL.value] += missed
             change = Change(held, lost)
             self.accounts.write(tx, change)
         self._take(change)
         self.space.settle()
-        return lost.total()
+        return dropped
 
     def _evict(self, tx: sqlite3.Connection, held: Held, now: float) -> tuple[Lost, Held]:
         """Deletes rows that are not in flight until the bounds hold; returns what went, and what stays."""

@@ -15,7 +15,7 @@ FLOORS = {
         "queuefile accounts rows space salvage nodes document"
     ).split(),
     2: ("probes", "diskqueue", "clouds"),
-    3: ("collector", "sender", "heartbeat", "definitions", "broadcast"),
+    3: ("collector", "sender", "heartbeat", "definitions", "broadcast", "keeper"),
     4: ("agent",),
     5: ("status", "dashboard", "hub", "commands", "queuetool", "show", "demo"),
     6: ("cli", "__main__"),
