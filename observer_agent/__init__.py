@@ -41,7 +41,7 @@ status.py         the agent's state as one JSON object
 show.py           results as text for a person
 commands.py       what each command does
 queuetool.py      what each `queue` command does to the queue file
-demo.py           targets, a hub, an agent and an outage, in one command
+demo/             targets, a hub, an agent and an outage, in one command
 dashboard/        the local page: /api/state, /metrics, /healthz, /readyz
 hub/              the self-hosted cloud: a program of its own
     floor 6 - the front door

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from observer_agent import queuefile
 from observer_agent.clock import Clock
-from observer_agent.demo import Hub, clean_env, end_process, free_port, get
+from observer_agent.demo.stage import Hub, clean_env, end_process, free_port, get
 
 
 class Site:

@@ -10,7 +10,7 @@ import pytest
 
 from observer_agent import __version__
 from observer_agent.dashboard import Page, Server
-from observer_agent.demo import clean_env, free_port
+from observer_agent.demo.stage import clean_env, free_port
 
 KEY = "obs_live_" + "k" * 43
 

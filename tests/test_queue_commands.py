@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from observer_agent.cli import main
 from observer_agent.clock import Clock
-from observer_agent.demo import clean_env, free_port
+from observer_agent.demo.stage import clean_env, free_port
 from observer_agent.diskqueue import Bounds, open_queue
 from observer_agent.model import Answer, Fate, Sample, Status
 from observer_agent.queuefile import TABLE, checksum

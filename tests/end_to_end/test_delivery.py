@@ -12,7 +12,8 @@ import threading
 
 import pytest
 
-from observer_agent.demo import end_process, free_port, get, start_prometheus
+from observer_agent.demo.stage import end_process, free_port, get
+from observer_agent.demo.targets import start_prometheus
 from tests.site import Site, metric
 
 pytestmark = pytest.mark.slow
@@ -279,7 +280,7 @@ def test_status_and_queue_stats_of_a_running_agent(site):
     import json
     import sys
 
-    from observer_agent.demo import clean_env
+    from observer_agent.demo.stage import clean_env
 
     def command(*words):
         env = clean_env({"DEBUG_DASHBOARD_PORT": str(site.page), "BUFFER_PATH": str(site.buffer)})

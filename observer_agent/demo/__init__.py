@@ -6,22 +6,16 @@ figures at the end are counted from what the hub holds and what is left in the q
 
 from __future__ import annotations
 
-import http.client
 import importlib.util
 import json
-import os
-import select
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +23,12 @@ import click
 
 from observer_agent import queuefile
 from observer_agent.clock import Clock, Signals, parse_iso
-from observer_agent.config import VARIABLES
+from observer_agent.demo.stage import TICK, Hub, end_process, free_port, get, start_agent
+from observer_agent.demo.targets import document_of, running_targets
 from observer_agent.errors import UsageError
-from observer_agent.worker import spawn
 
-TICK = 0.2
 OUTAGE = 5.0
 OUTAGE_AT = 15.0
-START_SECONDS = 20.0
-STOP_SECONDS = 10.0
 HUB_NEEDS = ("flask", "waitress", "sqlalchemy", "alembic")
 TYPES = ("prometheus", "http", "tcp")
 
@@ -221,224 +212,7 @@ class Interrupted(Exception):
     """A signal asked for the end."""
 
 
-class Hub:
-    """A hub as a process of its own, on one port through all its restarts."""
-
-    def __init__(self, folder: Path, config: Path, clock: Clock) -> None:
-        self.folder = folder
-        self.port = 0
-        self._config = config
-        self._clock = clock
-        self._process: subprocess.Popen[str] | None = None
-
-    @property
-    def running(self) -> bool:
-        """Whether the process lives."""
-        return self._process is not None and self._process.poll() is None
-
-    def create_key(self) -> str:
-        """A key for the agent."""
-        command = self._command("key", "create", "demo")
-        made = subprocess.run(command, env=self._env(), capture_output=True, text=True, start_new_session=True)
-        if made.returncode:
-            raise UsageError(f"the hub made no key: {made.stderr.strip()[-500:]}")
-        return made.stdout.strip().splitlines()[-1]
-
-    def start(self, pause: Any) -> None:
-        """Starts it and waits until it listens."""
-        command = self._command("serve", "--config", str(self._config), "--port", str(self.port))
-        with (self.folder / "hub.log").open("a") as errors:
-            self._process = subprocess.Popen(
-                command, env=self._env(), stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
-            )
-        assert self._process.stdout is not None
-        deadline = self._clock.monotonic() + START_SECONDS
-        with self._process.stdout as out:
-            while not select.select([out], [], [], 0)[0] and self._clock.monotonic() < deadline:
-                pause(TICK)
-            line = out.readline() if self._clock.monotonic() < deadline else ""
-        if not line.startswith("listening on "):
-            log = (self.folder / "hub.log").read_text(errors="replace")[-500:]
-            raise UsageError(f"the hub did not start: {log}")
-        self.port = int(line.strip().rpartition(":")[2])
-
-    def kill(self) -> None:
-        """SIGKILL, as a power cut would."""
-        if self._process:
-            self._process.kill()
-            self._process.wait()
-
-    def end(self) -> None:
-        """Stops it for good."""
-        if self._process:
-            end_process(self._process)
-
-    def _command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "observer_agent.hub.cli", *words]
-
-    def _env(self) -> dict[str, str]:
-        return clean_env({"DATABASE_URL": f"sqlite:///{self.folder}/hub.db", "LOG_FORMAT": "text"})
-
-
-def clean_env(extra: Mapping[str, str]) -> dict[str, str]:
-    """The environment without anything that would turn the demo's own processes elsewhere."""
-    ours = {*VARIABLES, "OBSERVER_HUB_TOKEN", "DATABASE_URL", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET"}
-    env = {name: value for name, value in os.environ.items() if name not in ours}
-    return {**env, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "PYTHONUNBUFFERED": "1", **extra}
-
-
-def start_agent(folder: Path, key: str, hub_port: int, page_port: int) -> subprocess.Popen[bytes]:
-    """The agent as a process of its own; it logs to a file."""
-    env = clean_env(
-        {
-            "AGENT_KEY": key,
-            "CLOUD_SERVER_URL": f"http://127.0.0.1:{hub_port}",
-            "BUFFER_PATH": str(folder / "buffer.db"),
-            "DEBUG_DASHBOARD_PORT": str(page_port),
-            "LOG_FORMAT": "text",
-        }
-    )
-    with (folder / "agent.log").open("ab") as errors:
-        return subprocess.Popen(
-            [sys.executable, "-m", "observer_agent", "run"], env=env, stderr=errors, start_new_session=True
-        )
-
-
-def end_process(process: subprocess.Popen[Any]) -> None:
-    """SIGTERM, and SIGKILL if that does not end it in time."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-    process.wait()
-
-
-@contextmanager
-def running_targets(folder: Path, page_port: int) -> Iterator[dict[str, int]]:
-    """An HTTP server with a good and a failing path, a TCP listener, a Prometheus where there is one; ports by name."""
-    with ExitStack() as stack:
-        server = stack.enter_context(closing_server(ThreadingHTTPServer(("127.0.0.1", 0), _Target)))
-        listener = stack.enter_context(closing(socket.create_server(("127.0.0.1", 0))))
-        spawn("demo-tcp", lambda: accept_all(listener))
-        ports = {"http": server.server_port, "tcp": listener.getsockname()[1]}
-        program = shutil.which("prometheus")
-        if program:
-            ports["prometheus"] = free_port()
-            stack.callback(end_process, start_prometheus(program, folder, ports["prometheus"], page_port))
-        yield ports
-
-
-def start_prometheus(program: str, folder: Path, port: int, page_port: int) -> subprocess.Popen[bytes]:
-    """A real Prometheus that scrapes the agent's own metrics every second."""
-    jobs = [{"job_name": "agent", "static_configs": [{"targets": [f"127.0.0.1:{page_port}"]}]}]
-    config = folder / "prometheus.yml"
-    config.write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}))
-    command = [
-        program,
-        f"--config.file={config}",
-        f"--storage.tsdb.path={folder / 'prometheus'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]
-    with (folder / "prometheus.log").open("ab") as out:
-        return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
-
-
-@contextmanager
-def closing_server(server: ThreadingHTTPServer) -> Iterator[ThreadingHTTPServer]:
-    """Serves on a thread until the block ends."""
-    server.daemon_threads = True
-    spawn("demo-http", server.serve_forever)
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def accept_all(listener: socket.socket) -> None:
-    """Takes connections and closes them, until the listener is closed."""
-    while True:
-        try:
-            listener.accept()[0].close()
-        except OSError:
-            return
-
-
-class _Target(BaseHTTPRequestHandler):
-    """`/ok` answers 200 with JSON, anything else 500."""
-
-    def do_GET(self) -> None:
-        good = self.path == "/ok"
-        body = b'{"orders": {"open": 7}}' if good else b"broken"
-        self.send_response(200 if good else 500)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """The demo's targets are silent."""
-
-
-def document_of(ports: Mapping[str, int], page_port: int) -> dict[str, Any]:
-    """The definitions: every second a look, every five a forced push."""
-    base = f"http://127.0.0.1:{ports['http']}"
-    fast = ("under", 500, "over", 2000)
-    metrics = [
-        _metric("shop-page", "http", {"url": f"{base}/ok"}, fast),
-        _metric("broken-page", "http", {"url": f"{base}/broken"}, fast),
-        _metric("open-orders", "http", {"url": f"{base}/ok", "json_path": "$.orders.open"}, ("under", 5, "over", 10)),
-        _metric("port-open", "tcp", {"host": "127.0.0.1", "port": ports["tcp"]}, fast),
-        _metric("port-closed", "tcp", {"host": "127.0.0.1", "port": free_port()}, fast),
-        _metric(
-            "agent-queue",
-            "prometheus",
-            {"scrape_url": f"http://127.0.0.1:{page_port}/metrics", "metric": "observer_agent_queue_depth"},
-            ("under", 10, "over", 100),
-        ),
-    ]
-    if "prometheus" in ports:
-        url = f"http://127.0.0.1:{ports['prometheus']}"
-        query = {"query": "observer_agent_queue_depth", "prometheus_url": url}
-        metrics.append(_metric("queue-by-promql", "prometheus", query, ("under", 10, "over", 100)))
-    return {"apiVersion": "observer/v1", "metrics": metrics}
-
-
-def _metric(key: str, source_type: str, config: Mapping[str, Any], rules: tuple[str, float, str, float]) -> Any:
-    names = ("healthy_operation", "healthy_value", "unhealthy_operation", "unhealthy_value")
-    return {
-        "key": key,
-        "title": key.replace("-", " "),
-        "source_type": source_type,
-        "source_config": config,
-        "thresholds": dict(zip(names, rules, strict=True)),
-        "interval": "1s",
-        "interval_agent_push": "5s",
-    }
-
-
-def free_port() -> int:
-    """A TCP port of loopback that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 def left_in(file: Path) -> list[str]:
     """The metric ids of the rows that wait in a queue file."""
     with closing(queuefile.read_only(file)) as conn:
         return [row[0] for row in conn.execute(f"SELECT metric_id FROM {queuefile.TABLE}")]
-
-
-def get(port: int, path: str) -> dict[str, Any] | None:
-    """A JSON object from a server on loopback; None when it does not answer."""
-    conn = http.client.HTTPConnection("127.0.0.1", port, timeout=2.0)
-    try:
-        conn.request("GET", path)
-        found = json.loads(conn.getresponse().read())
-    except (OSError, http.client.HTTPException, ValueError):
-        return None
-    finally:
-        conn.close()
-    return found if isinstance(found, dict) else None
