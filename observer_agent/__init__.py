@@ -25,7 +25,7 @@ nodes.py          YAML text to values that remember their lines
 document.py       a document of definitions to the wire's rows
     floor 2 - ends (know tools; never one another)
 probes/           the table of source types, and look(): deadline, duration, catch-all around any probe
-diskqueue.py      the bounded queue on persist-queue: put, peek, settle
+diskqueue/        the bounded queue on persist-queue: put, peek, settle
 clouds/           the table of dialects: observer, memory
     floor 3 - the line (is handed the ends)
 collector.py      due jobs of one source type, a pool of threads

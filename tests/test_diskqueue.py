@@ -444,7 +444,7 @@ def test_puts_that_come_while_the_file_is_busy_share_one_transaction(make):
     with ThreadPoolExecutor(8) as pool:
         with queue.tran_lock:
             puts = [pool.submit(queue.put, samples(3)) for _ in range(8)]
-            while queue._round is None or len(queue._round.entries) < 24:
+            while queue.rounds.open is None or len(queue.rounds.open.entries) < 24:
                 assert not any(each.done() for each in puts)
         assert [each.result(10) for each in puts] == [0] * 8
     assert queue.depth == 24 and len(commits) == 1
@@ -458,7 +458,7 @@ def test_when_a_shared_transaction_fails_every_thread_hears_of_it(make):
     with ThreadPoolExecutor(4) as pool:
         with queue.tran_lock:
             puts = [pool.submit(queue.put, samples(2)) for _ in range(4)]
-            while queue._round is None or len(queue._round.entries) < 8:
+            while queue.rounds.open is None or len(queue.rounds.open.entries) < 8:
                 assert not any(each.done() for each in puts)
         for each in puts:
             with pytest.raises(QueueError, match="readonly"):

@@ -7,24 +7,25 @@ with the accounts that it changes. `depth`, `oldest_age` and `ledgers` answer fr
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import sqlite3
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import TypeVar
 
 from persistqueue.sqlqueue import SQLiteQueue
 
-from observer_agent import queuefile, salvage, space
+from observer_agent import queuefile, space
 from observer_agent.accounts import Accounts, Change, Held, Lost, oldest_row
 from observer_agent.clock import Clock
-from observer_agent.errors import Damaged, DiskFull, NoPlace, QueueError, QueueHeld
-from observer_agent.model import Answer, Batch, Fate, Ledger, Loss, Reject, Row, Sample
+from observer_agent.diskqueue._file import lock, rebuild
+from observer_agent.diskqueue._letters import bury, refused
+from observer_agent.diskqueue._rounds import Round, Rounds
+from observer_agent.errors import Damaged, DiskFull, QueueError
+from observer_agent.model import Answer, Batch, Fate, Ledger, Loss, Row, Sample
 from observer_agent.queuefile import TABLE, checksum, transaction
 from observer_agent.rows import Entry, Flight, Rows, Stored
 from observer_agent.space import Space
@@ -35,9 +36,6 @@ T = TypeVar("T")
 
 EVICT_AT_ONCE = 32
 EXAMINE_MAX = 32 * 1024 * 1024
-KEEP_REJECTED = 1000
-KEEP_REJECTED_SECONDS = 7 * 86400.0
-TEXT_MAX = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +52,6 @@ class _NoSerializer:
 
     dumps = staticmethod(bytes)
     loads = staticmethod(bytes)
-
-
-class _Round:
-    """Entries that will share a transaction. Its leader holds `done` until the commit; the others wait for that."""
-
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []
-        self.missed = 0
-        self.done = threading.Lock()
-        self.done.acquire()
-        self.dropped = 0
-        self.error: QueueError | None = QueueError("the put was interrupted")
 
 
 class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
@@ -85,10 +71,9 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
         self.on_loss: Callable[[Loss, int], object] = lambda reason, n: None
         self._clock = clock
         self._sync = sync
-        self._lock_file = _lock(file)
+        self._lock_file = lock(file)
         self._flight = Flight()
-        self._round: _Round | None = None
-        self._round_lock = threading.Lock()
+        self.rounds = Rounds(self._commit)
         space.take_donor(file)
         try:
             super().__init__(str(file.parent), multithreading=True, serializer=_NoSerializer, db_file_name=file.name)
@@ -158,35 +143,18 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
         if not samples:
             return 0
         entries = [(sample.metric_id, sample.status, sample.encode()) for sample in samples]
-        with self._round_lock:
-            leads = self._round is None
-            turn = self._round = self._round or _Round()
-            turn.entries += entries
-            turn.missed += missed
-        if leads:
-            self._lead(turn)
-        else:
-            with turn.done:
-                pass
-        if turn.error:
-            raise type(turn.error)(str(turn.error)) from turn.error
-        return turn.dropped if leads else 0
-
-    def _lead(self, turn: _Round) -> None:
-        try:
-            with self._file():
-                with self._round_lock:
-                    self._round = None
-                entries = turn.entries
-                self.space.reserve(len(entries), sum(len(data) + len(metric) for metric, _, data in entries))
-                turn.dropped = self._twice(lambda: self._store(entries, turn.missed))
-            turn.error = None
-        except QueueError as error:
-            turn.error = error
-        finally:
-            turn.done.release()
-        if turn.error is None:
+        dropped, led = self.rounds.put(entries, missed)
+        if led:
             self.on_put()
+        return dropped
+
+    def _commit(self, close: Callable[[], Round]) -> int:
+        """The leader's part of a put: takes the file, closes the round, stores it."""
+        with self._file():
+            turn = close()
+            size = sum(len(data) + len(metric) for metric, _, data in turn.entries)
+            self.space.reserve(len(turn.entries), size)
+            return self._twice(lambda: self._store(turn.entries, turn.missed))
 
     def _store(self, entries: Sequence[Entry], missed: int) -> int:
         now, before = self._clock.now(), self.accounts.held
@@ -289,8 +257,8 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
 
     def _settle(self, batch: Batch, answer: Answer, reason: Loss) -> Change | None:
         """The transaction of `settle`; None when the batch was a suspect that has been evicted meanwhile."""
-        refused = _refused(batch, answer)
-        lost = batch.rows if answer.fate is Fate.FENCED else [row for row, _ in refused]
+        letters = refused(batch, answer)
+        lost = batch.rows if answer.fate is Fate.FENCED else [row for row, _ in letters]
         with self._changing() as tx:
             found = self.rows.between(tx, batch.rows[0].id, batch.rows[-1].id)
             if not found:
@@ -298,7 +266,7 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
             if len(found) != len(batch):
                 raise QueueError(f"only {len(found)} rows of a batch of {len(batch)} are in the queue")
             change = self._close(tx, found, {row.id for row in lost}, reason)
-            self._bury(tx, batch, refused, answer)
+            bury(tx, batch, letters, answer, self._clock.now())
             self.accounts.write(tx, change)
         return change
 
@@ -318,25 +286,6 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
         """No request is in progress any more."""
         self.rows.landed(self._flight)
         self._flight = Flight()
-
-    def _bury(self, tx: sqlite3.Connection, batch: Batch, refused: Sequence[tuple[Row, str]], answer: Answer) -> None:
-        """Keeps refused rows as dead letters: the newest 1,000 of seven days."""
-        if not refused:
-            return
-        now = self._clock.now()
-        tx.executemany(
-            "INSERT INTO rejected (queue_id, row_id, data, reason, status, answer, rejected_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [
-                (batch.queue_id, row.id, row.data, reason[:TEXT_MAX], answer.status, answer.text[:TEXT_MAX], now)
-                for row, reason in refused
-            ],
-        )
-        tx.execute("DELETE FROM rejected WHERE rejected_at < ?", (now - KEEP_REJECTED_SECONDS,))
-        tx.execute(
-            "DELETE FROM rejected WHERE id <= (SELECT id FROM rejected ORDER BY id DESC LIMIT 1 OFFSET ?)",
-            (KEEP_REJECTED,),
-        )
 
     def _discard(self, seen: list[int], good: set[int]) -> None:
         """Takes rows out that do not match their checksum: they are lost as `damaged`."""
@@ -452,70 +401,3 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
 
     def __del__(self) -> None:
         """The base class closes here; ours is closed by its owner, on the owner's thread."""
-
-
-def open_queue(file: Path, bounds: Bounds, clock: Clock, sync: str = "normal") -> DiskQueue:
-    """Opens the queue, or moves a file that cannot be used aside and makes a new one.
-
-    Raises QueueError when another process holds it or the directory takes no file.
-    """
-    try:
-        return _open_roomy_or_not(file, bounds, clock, sync)
-    except (QueueError, sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the last: a damaged schema
-        if isinstance(error, QueueHeld | NoPlace):
-            raise
-        if isinstance(error, sqlite3.OperationalError):
-            raise QueueError(f"{file}: {error}") from error
-        rebuild(file, clock.now(), error)
-        return DiskQueue(file, bounds, clock, sync)
-
-
-def rebuild(file: Path, now: float, error: Exception) -> None:
-    """Moves a file that cannot be used aside and carries what can be read of it into a new one."""
-    aside = queuefile.quarantine(file, now)
-    try:
-        report = salvage.rescue(aside, file, now)
-        log.error("The queue file cannot be used (%s). It was moved to %s; %s", error, aside, report.text)
-    except QueueError as problem:
-        file.unlink(missing_ok=True)
-        log.error("The queue file cannot be used (%s) nor rebuilt (%s). It was moved to %s", error, problem, aside)
-
-
-def _open_roomy_or_not(file: Path, bounds: Bounds, clock: Clock, sync: str) -> DiskQueue:
-    """With two connections or, where the disk has not even room for their shared memory, with one."""
-    try:
-        return DiskQueue(file, bounds, clock, sync)
-    except sqlite3.OperationalError as error:
-        log.warning("The queue file is opened for this process alone: %s", error)
-        return DiskQueue(file, bounds, clock, sync, alone=True)
-
-
-def _lock(file: Path) -> IO[Any]:
-    """One process a queue file: an flock on a file beside it, gone with the process."""
-    try:
-        handle = file.with_name(file.name + ".lock").open("a")
-    except OSError as error:
-        raise NoPlace(f"the directory takes no file: {error.strerror}") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        handle.close()
-        raise QueueHeld("another observer-agent uses this queue file") from None
-    return handle
-
-
-def _refused(batch: Batch, answer: Answer) -> list[tuple[Row, str]]:
-    """The rows that become dead letters, each with the reason to keep."""
-    if answer.fate is Fate.REFUSED:
-        return [(row, f"status {answer.status}") for row in batch.rows]
-    if answer.fate is Fate.ACCEPTED:
-        return [(batch.rows[r.index], _reject_text(r)) for r in _valid(answer.rejects, len(batch))]
-    return []
-
-
-def _valid(rejects: Iterable[Reject], length: int) -> list[Reject]:
-    return list({r.index: r for r in rejects if 0 <= r.index < length}.values())
-
-
-def _reject_text(reject: Reject) -> str:
-    return f"{reject.field}: {reject.code}"
