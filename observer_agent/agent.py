@@ -57,7 +57,7 @@ class Agent:
         self._clouds = {name: self._link(name) for name in ("send", "beat", "definitions", "log")}
         self.keeper = Keeper(self.queue, clock)
         self.sender = Sender(self.queue, self._clouds["send"], clock, random.random)
-        self.heartbeat = Heartbeat(self._clouds["beat"], self.health, clock, self._heard)
+        self.heartbeat = Heartbeat(self._clouds["beat"], self.health, clock, self._heard, random.random)
         self.definitions = self._definitions_source()
         tools = probes.Tools(clock=clock, resolver=Resolver(clock), env=env, redact=logs.redact, settings=settings)
         self._prober = probes.Prober(tools)

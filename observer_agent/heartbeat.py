@@ -19,6 +19,7 @@ from observer_agent.verdict import Grid
 log = logging.getLogger(__name__)
 
 INTERVAL = 30.0
+SPREAD = 0.2  # of the interval, by which a beat after a failed one may come earlier
 WARN = 300.0
 DELIVERY_MAX = 20
 
@@ -31,11 +32,17 @@ class Cloud(Protocol):
 
 
 class Heartbeat:
-    """See the module. `health` makes the snapshot, `on_orders` hears of every outcome."""
+    """See the module. `health` makes the snapshot, `on_orders` hears of every outcome, `random` returns 0 to 1."""
 
     def __init__(
-        self, cloud: Cloud, health: Callable[[], Health], clock: Clock, on_orders: Callable[[Orders], object]
+        self,
+        cloud: Cloud,
+        health: Callable[[], Health],
+        clock: Clock,
+        on_orders: Callable[[Orders], object],
+        random: Callable[[], float] = lambda: 0.0,
     ) -> None:
+        self._random = random
         self._cloud = cloud
         self._health = health
         self._clock = clock
@@ -54,7 +61,11 @@ class Heartbeat:
             return self._grid.due - now
         self.beat()
         now = self._clock.monotonic()
-        self._grid.advance(now)
+        if self.last_orders and not self.last_orders.ok:
+            # A fleet that was started together must not come back together.
+            self._grid = Grid(now + INTERVAL * (1 - SPREAD * self._random()), INTERVAL)
+        else:
+            self._grid.advance(now)
         return max(0.0, self._grid.due - now)
 
     def beat(self) -> Orders:

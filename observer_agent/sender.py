@@ -27,8 +27,7 @@ WARN = 60.0
 DISK_PAUSE = 5.0
 DOUBLE_AFTER = 10  # accepted batches after which a halved batch size doubles
 POISON_AFTER = 10  # failures of the head batch after which it is suspected
-SUSPECTS_MAX = 10
-JUMPS_MAX = 5
+SUSPECTS_MAX = 100
 
 
 class Queue(Protocol):
@@ -76,8 +75,9 @@ class Hunt:
     """The search for rows that the cloud will never take.
 
     `cuts` are row ids at which the batch is cut, the nearest last. `failures` counts those of the batch whose first
-    row is `head`. `suspects` failed alone and wait for another row to be accepted; when there are ten of them, rows
-    further and further on are tried (`jumps`).
+    row is `head`. `suspects`, one after the other from the head on, failed alone and wait for the row behind them to be
+    accepted. Then they are tried once more (`trials`), because it may have been an outage; those that fail again are
+    `convicted`, and go when yet another row is accepted.
     """
 
     head: int = 0
@@ -85,7 +85,8 @@ class Hunt:
     on: bool = False
     cuts: list[int] = field(default_factory=list)
     suspects: list[Batch] = field(default_factory=list)
-    jumps: int = 0
+    trials: list[Batch] = field(default_factory=list)
+    convicted: list[Batch] = field(default_factory=list)
 
     def cut(self, batch: Batch) -> None:
         """Halves a batch of more than one row."""
@@ -97,10 +98,22 @@ class Hunt:
         """Everything up to a row has left: cuts before it are done."""
         self.cuts = [cut for cut in self.cuts if cut > row_id]
 
+    @property
+    def alone(self) -> list[Batch]:
+        """The rows that failed alone, whatever has become of them."""
+        return [*self.convicted, *self.trials, *self.suspects]
+
     def after(self) -> int:
-        """Where to peek: behind the last suspect, further on with every jump."""
-        ahead = 10 * 2**self.jumps if self.jumps else 0
-        return self.suspects[-1].rows[-1].id + ahead if self.suspects else 0
+        """Where to peek: behind all that failed alone."""
+        return max((batch.rows[0].id for batch in self.alone), default=0)
+
+    def is_trial(self, batch: Batch) -> bool:
+        """Whether this is the suspect's second chance."""
+        return bool(self.trials) and self.trials[0].rows[0].id == batch.rows[0].id
+
+    def is_over(self) -> bool:
+        """Whether nothing is left to be found out."""
+        return not (self.cuts or self.alone)
 
 
 class Sender:
@@ -175,11 +188,19 @@ class Sender:
 
     def _peek(self) -> Batch | None:
         hunt = self._hunt
-        limit = 1 if hunt.suspects else min(self._limit, self._cloud.batch_limit)
+        while hunt.trials:
+            row_id = hunt.trials[0].rows[0].id
+            if trial := self._queue.peek(1, row_id - 1, row_id):
+                return trial
+            hunt.trials.pop(0)  # evicted meanwhile
+        limit = 1 if hunt.alone else min(self._limit, self._cloud.batch_limit)
         batch = self._queue.peek(limit, hunt.after(), hunt.cuts[-1] if hunt.cuts else None)
-        if batch is None and (hunt.cuts or hunt.suspects):
+        if batch is None and hunt.convicted:
+            hunt.trials, hunt.convicted, hunt.suspects = hunt.alone, [], []  # nobody else is there: once more
+            return self._peek()
+        if batch is None and not hunt.is_over():
             self._hunt = Hunt()
-            batch = self._queue.peek(min(self._limit, self._cloud.batch_limit))
+            return self._peek()
         return batch
 
     def _accepted(self, batch: Batch, answer: Answer) -> float:
@@ -195,9 +216,14 @@ class Sender:
             log.warning("The cloud rejected %d of %d rows (%s)", len(answer.rejects), len(batch), first)
         self.on_accepted(len(batch) - len(answer.rejects))
         self.last_push = self._clock.now()
-        self._condemn()
-        self._hunt.passed(batch.rows[-1].id)
-        if not self._hunt.cuts:
+        hunt = self._hunt
+        if hunt.is_trial(batch):
+            hunt.trials.pop(0)
+        else:
+            self._condemn()
+            hunt.trials, hunt.suspects = hunt.suspects, []
+            hunt.passed(batch.rows[-1].id)
+        if hunt.is_over():
             self._hunt = Hunt()  # the head batch has left: what is blamed next begins at nought
         return 0.0
 
@@ -279,25 +305,23 @@ class Sender:
             hunt.head = head
             hunt.on = hunt.failures >= POISON_AFTER
             return
-        if len(batch) > 1:
+        if hunt.is_trial(batch):
+            hunt.convicted.append(hunt.trials.pop(0))
+        elif len(batch) > 1:
             hunt.cut(batch)
         elif len(hunt.suspects) < SUSPECTS_MAX:
             hunt.suspects.append(batch)
             hunt.cuts = []
-        elif hunt.jumps < JUMPS_MAX:
-            hunt.jumps += 1
         else:
             self._hunt = Hunt()  # nothing gets through: an outage, every row stays
 
     def _condemn(self) -> None:
-        """Another row was accepted after the suspects' last failure: they become dead letters."""
-        suspects, self._hunt.suspects = self._hunt.suspects, []
-        for batch in suspects:
+        """Another row was accepted after the last failure of these: they become dead letters."""
+        convicted, self._hunt.convicted = self._hunt.convicted, []
+        for batch in convicted:
             self._queue.settle(batch, Answer(Fate.REFUSED, text="failed ten times while others passed"), Loss.POISON)
             self.refused += 1
             log.error("A row made the cloud fail again and again while others passed; it is kept as a dead letter")
-        if suspects:
-            self._hunt = Hunt()
 
     def _recovered(self) -> None:
         """The cloud answers for the rows: the outage is over."""

@@ -353,6 +353,16 @@ def test_damage_that_shows_while_running_is_healed_and_put_and_peek_go_on(make, 
     assert queue.depth == 1
 
 
+def test_an_account_that_lags_behind_the_rows_is_mended_at_the_opening(make, tmp_path):
+    queue = make()
+    queue.put(samples(5))
+    queue._putter.execute("UPDATE meta SET next_id = 3")
+    queue.close()
+    queue = make()
+    queue.put([sample(9)])
+    assert [row.id for row in drain(queue)] == [1, 2, 3, 4, 5, 6]
+
+
 def test_the_newest_three_files_that_were_moved_aside_are_kept(make, tmp_path, clock):
     for n in range(6):
         for part in tmp_path.glob("buffer.db-*"):

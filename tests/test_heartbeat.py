@@ -41,6 +41,15 @@ def test_beats_that_were_missed_are_not_caught_up():
     assert len(stage.cloud.beats) == 2
 
 
+def test_after_a_failure_a_beat_comes_up_to_a_fifth_earlier_so_that_a_fleet_spreads():
+    stage = Stage()
+    stage.heartbeat._random = lambda: 0.5
+    stage.cloud.orders.extend([Orders(False, 503)] * 2)
+    assert [stage.heartbeat.step(), stage.clock.advance(27), stage.heartbeat.step()] == [27.0, None, 27.0]
+    stage.clock.advance(27)
+    assert stage.heartbeat.step() == 30.0
+
+
 def test_every_outcome_is_handed_up_and_a_failure_is_said_every_five_minutes(caught):
     stage = Stage()
     stage.cloud.orders.extend([Orders(False, 503, text="down")] * 12 + [Orders(True, 200, "v7")])
