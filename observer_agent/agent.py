@@ -170,12 +170,11 @@ class Agent:
             self.sender.flush(deadline)
 
     def _stop_heartbeat(self, deadline: float) -> None:
-        if not self._end(self._named("beat"), deadline):
-            return
-        last = self.heartbeat.last_orders
-        if last and last.ok:
-            self._clouds["beat"].hurry(deadline - self.clock.monotonic())
-            self.heartbeat.beat()
+        workers = self._named("beat")
+        if not workers or not self._end(workers, deadline):
+            return  # it never began, or hangs
+        self._clouds["beat"].hurry(deadline - self.clock.monotonic())
+        self.heartbeat.beat()
 
     def _end(self, workers: list[Worker], deadline: float) -> bool:
         """Stops workers and waits for them until the deadline; says whether all have ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 
 import pytest
 
@@ -17,3 +18,26 @@ def caught(caplog):
     yield caplog
     logger.propagate, level = before
     logger.setLevel(level)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 2 MB of its own; skipped where the kernel lets us mount nothing."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"the kernel lets us mount nothing here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def eat(disk):
+    """A stranger takes every byte that is left of a disk."""
+    with open(disk / "stranger", "ab", buffering=0) as handle:
+        while True:
+            try:
+                if not handle.write(b"x" * 512):
+                    return
+            except OSError:
+                return

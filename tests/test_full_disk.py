@@ -13,19 +13,9 @@ from observer_agent.clock import Clock
 from observer_agent.diskqueue import Bounds, open_queue
 from observer_agent.errors import DiskFull, QueueError
 from observer_agent.model import Answer, Fate, Sample, Status
+from tests.conftest import eat
 
 OK = Answer(Fate.ACCEPTED, 200)
-
-
-@pytest.fixture
-def disk(tmp_path):
-    place = tmp_path / "disk"
-    place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"the kernel lets us mount nothing here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
 
 
 def samples(first, count):
@@ -42,17 +32,6 @@ def fill(queue, most=100_000, at_once=10):
             return accepted
         accepted += at_once
     raise AssertionError("the disk did not get full")
-
-
-def eat(disk):
-    """A stranger takes every byte that is left."""
-    with open(disk / "stranger", "ab", buffering=0) as handle:
-        while True:
-            try:
-                if not handle.write(b"x" * 512):
-                    return
-            except OSError:
-                return
 
 
 def drain(queue):
@@ -113,7 +92,8 @@ def test_a_kill_on_a_full_disk(disk):
     child = f"""
 from pathlib import Path
 import os, signal
-from tests.test_full_disk import fill, eat
+from tests.conftest import eat
+from tests.test_full_disk import fill
 from observer_agent.clock import Clock
 from observer_agent.diskqueue import Bounds, open_queue
 queue = open_queue(Path({str(disk / "b.db")!r}), Bounds(100_000), Clock())
