@@ -88,6 +88,7 @@ def _queue(agent: Agent) -> dict[str, Any]:
         "given": sum(ledger.given for ledger in ledgers),
         "accepted": sum(ledger.accepted for ledger in ledgers),
         "lost": queue.lost(),
+        "kept_in_memory": agent.keeper.waiting()[0],
     }
 
 

@@ -151,7 +151,7 @@ def test_every_worker_that_is_crashed_on_purpose_comes_back_and_is_counted(start
 
 
 def test_a_crowd_of_due_probes_never_exceeds_the_pool_and_every_thread_is_in_care(start, cloud, target):
-    cloud.definitions = [definition(f"m{n}", target, id=f"m{n}") for n in range(60)]
+    cloud.definitions = [definition(f"m{n}", target) for n in range(60)]
     agent = start()
     cloud.until(lambda: len({row["metric_id"] for row in cloud.rows}) == 60)
     pool = agent._pools["tcp"]
