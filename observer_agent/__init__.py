@@ -20,7 +20,9 @@ queuefile.py      the format of the queue file, and reading it from outside
 accounts.py       what each queue id was given, accepted and lost
 rows.py           which rows repeat what is known, and which go first
 space.py          room on the disk: what is accepted can be stored and delivered
-salvage.py        what can be read of a damaged queue file, into a new one
+rawpages.py       the pages of a damaged queue file, its WAL laid over
+rawrecords.py     the pages in use, and the records on them
+salvage.py        what those records mean, into a new queue file
 nodes.py          YAML text to values that remember their lines
 document.py       a document of definitions to the wire's rows
     floor 2 - ends (know tools; never one another)
@@ -40,7 +42,10 @@ agent.py          joins the parts, starts and stops them in order, applies defin
 status.py         the agent's state as one JSON object
 show.py           results as text for a person
 commands.py       what each command does
-queuetool.py      what each `queue` command does to the queue file
+queuerows.py      strict reading of stored rows and exports
+queueaccess.py    how a `queue` command comes to the queue file: to look, to change
+queuelook.py      verify, export, the list of dead letters
+queuechange.py    import, retry and purge of dead letters, purge
 demo/             targets, a hub, an agent and an outage, in one command
 dashboard/        the local page: /api/state, /metrics, /healthz, /readyz
 hub/              the self-hosted cloud: a program of its own

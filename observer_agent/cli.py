@@ -18,7 +18,7 @@ from observer_agent import __version__
 from observer_agent.errors import ConfigError, ObserverError
 
 if TYPE_CHECKING:
-    from observer_agent.queuetool import Report
+    from observer_agent.queueaccess import Report
 
 EXIT_CONFIG = 78
 
@@ -145,9 +145,9 @@ def stats(file: Path | None, as_json: bool) -> int:
 @guarded
 def verify(file: Path | None, as_json: bool) -> int:
     """Checks every row, sum and account; works with the agent running or not. Exit 1 with findings."""
-    from observer_agent import queuetool
+    from observer_agent import queueaccess, queuelook
 
-    return _tell(queuetool.verify(queuetool.load(file)), as_json)
+    return _tell(queuelook.verify(queueaccess.load(file)), as_json)
 
 
 @queue.command()
@@ -158,9 +158,9 @@ def verify(file: Path | None, as_json: bool) -> int:
 @guarded
 def export(file: Path | None, jsonl: bool, output: Path | None, as_json: bool) -> int:
     """Writes the waiting rows, oldest first, and leaves them there. Exit 1 where damaged rows are left out."""
-    from observer_agent import queuetool
+    from observer_agent import queueaccess, queuelook
 
-    return _tell(queuetool.export(queuetool.load(file), jsonl, output), as_json, err=output is None)
+    return _tell(queuelook.export(queueaccess.load(file), jsonl, output), as_json, err=output is None)
 
 
 @queue.command("import")
@@ -172,9 +172,9 @@ def export(file: Path | None, jsonl: bool, output: Path | None, as_json: bool) -
 @guarded
 def import_(file: Path | None, source: IO[bytes], skip_invalid: bool, dry_run: bool, as_json: bool) -> int:
     """Puts the rows of an export (- is stdin) into the queue as new rows. Exit 1 where a line is not valid."""
-    from observer_agent import queuetool
+    from observer_agent import queueaccess, queuechange
 
-    return _tell(queuetool.import_rows(queuetool.load(file), source, skip_invalid, dry_run), as_json)
+    return _tell(queuechange.import_rows(queueaccess.load(file), source, skip_invalid, dry_run), as_json)
 
 
 @queue.command()
@@ -185,9 +185,9 @@ def import_(file: Path | None, source: IO[bytes], skip_invalid: bool, dry_run: b
 @guarded
 def purge(file: Path | None, yes: bool, dry_run: bool, as_json: bool) -> int:
     """Deletes every waiting row; they are counted as lost. Exit 2 without --yes."""
-    from observer_agent import queuetool
+    from observer_agent import queueaccess, queuechange
 
-    return _tell(queuetool.purge(queuetool.load(file), yes, dry_run), as_json)
+    return _tell(queuechange.purge(queueaccess.load(file), yes, dry_run), as_json)
 
 
 @queue.group()
@@ -202,9 +202,9 @@ def rejected() -> None:
 @guarded
 def rejected_list(file: Path | None, limit: int, as_json: bool) -> int:
     """Shows the dead letters, the newest first; works with the agent running or not."""
-    from observer_agent import queuetool
+    from observer_agent import queueaccess, queuelook
 
-    return _tell(queuetool.rejected(queuetool.load(file), limit), as_json)
+    return _tell(queuelook.rejected(queueaccess.load(file), limit), as_json)
 
 
 @rejected.command("retry")
@@ -216,9 +216,9 @@ def rejected_list(file: Path | None, limit: int, as_json: bool) -> int:
 @guarded
 def rejected_retry(file: Path | None, ids: tuple[int, ...], everything: bool, dry_run: bool, as_json: bool) -> int:
     """Moves dead letters back into the queue as new rows. Exit 1 where some have to stay."""
-    from observer_agent import queuetool
+    from observer_agent import queueaccess, queuechange
 
-    return _tell(queuetool.retry(queuetool.load(file), ids, everything, dry_run), as_json)
+    return _tell(queuechange.retry(queueaccess.load(file), ids, everything, dry_run), as_json)
 
 
 @rejected.command("purge")
@@ -229,9 +229,9 @@ def rejected_retry(file: Path | None, ids: tuple[int, ...], everything: bool, dr
 @guarded
 def rejected_purge(file: Path | None, older_than: str | None, dry_run: bool, as_json: bool) -> int:
     """Deletes dead letters; they stay counted as lost."""
-    from observer_agent import queuetool
+    from observer_agent import queueaccess, queuechange
 
-    return _tell(queuetool.purge_rejected(queuetool.load(file), older_than, dry_run), as_json)
+    return _tell(queuechange.purge_rejected(queueaccess.load(file), older_than, dry_run), as_json)
 
 
 def _tell(report: Report, as_json: bool, err: bool = False) -> int:

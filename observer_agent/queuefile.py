@@ -158,8 +158,9 @@ def is_held(file: Path) -> bool:
 
 def read_only(file: Path) -> sqlite3.Connection:
     """A connection that changes nothing; on a file that nobody has open it leaves no WAL behind either."""
-    unused = "" if file.with_name(file.name + "-wal").exists() else "&immutable=1"
-    return sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro{unused}", uri=True, timeout=5.0)
+    real = file.resolve()  # the WAL lies beside the file itself, not beside a link to it
+    unused = "" if real.with_name(real.name + "-wal").exists() else "&immutable=1"
+    return sqlite3.connect(f"{real.as_uri()}?mode=ro{unused}", uri=True, timeout=5.0)
 
 
 def _stats(conn: sqlite3.Connection, file: Path, now: float, capacity: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from observer_agent.demo.stage import clean_env, free_port
 from observer_agent.diskqueue import Bounds, open_queue
 from observer_agent.model import Answer, Fate, Sample, Status
 from observer_agent.queuefile import TABLE, checksum
-from observer_agent.queuetool import read_row
+from observer_agent.queuerows import read_row
 
 OK = Answer(Fate.ACCEPTED, 200)
 MOMENT = "2026-01-01T00:00:00.000Z"
