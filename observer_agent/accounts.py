@@ -110,7 +110,9 @@ class Accounts:
         return dict(total)
 
     def count(self, row_ids: list[int], reason: Loss) -> Lost:
-        """Lost rows by queue id."""
+        """Lost rows by queue id; the ids ascend."""
+        if row_ids and self.queue_id_of(row_ids[0]) == (queue_id := self.queue_id_of(row_ids[-1])):
+            return Counter({(queue_id, reason.value): len(row_ids)})
         return Counter((self.queue_id_of(row_id), reason.value) for row_id in row_ids)
 
     def _ledger(self, at: int) -> Ledger:

@@ -109,8 +109,9 @@ class Rows:
         return self._read(tx, _BETWEEN, (low, high))
 
     def delete(self, tx: sqlite3.Connection, rows: Sequence[Stored]) -> Sums:
-        """Takes rows out."""
-        tx.executemany(f"DELETE FROM {TABLE} WHERE _id = ?", [(row.id,) for row in rows])
+        """Takes rows out, a few dozen at the most."""
+        marks = ",".join("?" * len(rows))
+        tx.execute(f"DELETE FROM {TABLE} WHERE _id IN ({marks})", [row.id for row in rows])
         return Sums(len(rows), sum(row.size for row in rows), sum(row.redundant for row in rows))
 
     def hand_over(self, tx: sqlite3.Connection, lost: Iterable[Stored], any_redundant: bool) -> int:

@@ -192,7 +192,7 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
             held = held.without(*self.rows.delete(tx, rows))
             cleared = self.rows.hand_over(tx, rows, held.redundant > 0)
             held = held.without(0, 0, cleared)
-            lost += self.accounts.count([row.id for row in rows], reason)
+            lost.update(self.accounts.count([row.id for row in rows], reason))
 
     def _victims(self, tx: sqlite3.Connection, held: Held, now: float) -> tuple[list[Stored], Loss]:
         """The next rows to go, and why."""
