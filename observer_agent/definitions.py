@@ -103,7 +103,7 @@ def understand(row: Mapping[str, Any], parse: Parse, known: Container[str]) -> D
 
 
 def fingerprint(row: Mapping[str, Any]) -> str:
-    """Changes exactly when the job has to start afresh (CONTRACT.md lists the fields); null equals absent."""
+    """Changes exactly when the job has to start afresh (docs/wire.md lists the fields); null equals absent."""
     facts = {name: row[name] for name in _FINGERPRINT if row.get(name) is not None}
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -192,7 +192,7 @@ class Store:
 
 
 class Definitions:
-    """Fetches from the cloud by the rules of CONTRACT.md, "When to fetch"."""
+    """Fetches from the cloud by the rules of docs/wire.md, "When to fetch"."""
 
     def __init__(self, cloud: Cloud, store: Store, clock: Clock, apply: Callable[[tuple[Any, ...]], object]) -> None:
         self._cloud = cloud

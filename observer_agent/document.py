@@ -1,4 +1,4 @@
-"""Documents of definitions, `apiVersion: observer/v1` (reference/observer-yaml.md): text in, metrics and warnings out.
+"""Documents of definitions, `apiVersion: observer/v1` (docs/hub.md): text in, metrics and warnings out.
 
 Every complaint names its line, because `nodes` remembers them. What is not understood is named in a
 warning and left out, the rest stands. Used by the agent for DEFINITIONS_FILE and by the hub.
@@ -46,7 +46,7 @@ Check = Callable[[str, Mapping[str, Any]], object]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric: `agent` names whom it is for, none for everybody; `wire` is CONTRACT.md's definition, and a title."""
+    """One metric: `agent` names whom it is for, none for everybody; `wire` is the wire's definition, and a title."""
 
     key: str
     title: str

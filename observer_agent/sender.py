@@ -1,7 +1,7 @@
 """The sender: peek a batch, deliver it, settle it by the answer, say when next.
 
-`step` runs on the thread `send`; `heartbeat_succeeded` is called from the thread `beat`. The whole answer table of
-CONTRACT.md is here but for the mapping of statuses, which the dialect does. Rows leave the queue only in `settle`.
+`step` runs on the thread `send`; `heartbeat` is called from the thread `beat`. The whole answer table of
+docs/delivery.md is here but for the mapping of statuses, which the dialect does. Rows leave the queue only in `settle`.
 """
 
 from __future__ import annotations
@@ -294,7 +294,7 @@ class Sender:
     # -- poison
 
     def _suspect(self, batch: Batch, answer: Answer) -> None:
-        """Ten failures of the head batch while heartbeats succeed start a bisection (CONTRACT.md, "Poison")."""
+        """Ten failures of the head batch while heartbeats succeed start a bisection (docs/delivery.md, "Poison")."""
         hunt = self._hunt
         if not (answer.blames and self._beats):
             self._hunt = Hunt()

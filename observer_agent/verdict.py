@@ -1,6 +1,6 @@
 """Judging. Pure: a reading and thresholds in, a verdict out; and the grid of moments at which a job is due.
 
-Rules: CONTRACT.md, "Verdicts". A value exactly on an `over` or `under` threshold does not match.
+Rules: docs/wire.md, "Verdicts". A value exactly on an `over` or `under` threshold does not match.
 """
 
 from __future__ import annotations

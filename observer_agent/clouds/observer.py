@@ -1,4 +1,4 @@
-"""The Observer dialect: batches, heartbeats, definitions and log lines as CONTRACT.md says.
+"""The Observer dialect: batches, heartbeats, definitions and log lines as docs/wire.md says.
 
 Model data in, model data out; nothing else of the program knows a path, a header or a status code. One `Observer` is
 used by one thread, because its transport is; the `Notice` is shared by all of them.
@@ -130,7 +130,7 @@ class Observer:
 
 
 def read_answer(reply: Reply, length: int, now: float, redact: Callable[[str], str] = str) -> Answer:
-    """The table of CONTRACT.md: what an answer of the receiver means for the rows, 404 and 405 apart."""
+    """The table of docs/delivery.md: what an answer of the receiver means for the rows, 404 and 405 apart."""
     status, text = reply.status, _text(reply, redact)
     if reply.ok:
         return Answer(Fate.ACCEPTED, status, rejects=_rejects(_json(reply.body), length))
@@ -147,7 +147,7 @@ def read_answer(reply: Reply, length: int, now: float, redact: Callable[[str], s
 
 
 def push_sequence(queue_id: str, ids: Iterable[int]) -> str:
-    """`<queue id>;<range>(,<range>)*`, a range being `id` or `id-id`, ascending (CONTRACT.md, "Exactly once")."""
+    """`<queue id>;<range>(,<range>)*`, a range being `id` or `id-id`, ascending (docs/wire.md, "Exactly once")."""
     ranges: list[list[int]] = []
     for row_id in ids:
         if ranges and row_id == ranges[-1][1] + 1:

@@ -4,7 +4,7 @@
     settings.py    environment and options to frozen settings; a complaint names its key
     server.py      waitress embedded: one thread for the sockets, a few for requests, an orderly end
     app.py         the Flask application: joins the three faces below, errors as JSON, limits
-    agent_api.py   the face for agents: definitions, receiver, heartbeat, log (CONTRACT.md)
+    agent_api.py   the face for agents: definitions, receiver, heartbeat, log (docs/wire.md)
     read_api.py    the face for programs: /api/v1
     pages.py       the face for people: one plain page
     access.py      who may come in: an agent by its key, everybody else by the token

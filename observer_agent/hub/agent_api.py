@@ -1,4 +1,4 @@
-"""The face for agents: `/api/agent/...` (CONTRACT.md, "Every request" and the sections after it).
+"""The face for agents: `/api/agent/...` (docs/wire.md, "Every request" and the sections after it).
 
 Each request is let in by its key; its start time is held against the newest known one before anything is taken.
 """

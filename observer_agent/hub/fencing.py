@@ -1,4 +1,4 @@
-"""Whose process is the newest: the classes of a start time (CONTRACT.md, "What the cloud derives"). Pure.
+"""Whose process is the newest: the classes of a start time (docs/wire.md, "Started-at classes"). Pure.
 
 Start times are instants in seconds since 1970, never compared as text.
 """

@@ -109,7 +109,7 @@ class Look:
         }
 
     def _status(self, row: RowMapping) -> str | None:
-        """The last status, `unknown` when its push is older than three push intervals (CONTRACT.md)."""
+        """The last status, `unknown` when its push is older than three push intervals (docs/wire.md)."""
         if row["latest_received_at"] is None:
             return None
         minutes = json.loads(row["definition"]).get("interval_agent_push", 0)

@@ -1,7 +1,7 @@
 """What agents send, read strictly where a row would be wrong and kindly everywhere else. Pure.
 
 Bodies and headers come in as text or parsed JSON; rows, rejects, sequences and heartbeats go out. A bad row is named by
-index, field and code; a bad field of a heartbeat counts as absent (CONTRACT.md: unknown fields are ignored, null
+index, field and code; a bad field of a heartbeat counts as absent (docs/wire.md: unknown fields are ignored, null
 equals absent).
 """
 

@@ -1,4 +1,4 @@
-"""A number out of a JSON body (probes.md 3.4, mended): bytes and a path in, a float out, or Failed with a reason.
+"""A number out of a JSON body (docs/probes.md, mended): bytes and a path in, a float out, or Failed with a reason.
 
 The values themselves never reach a text (W19). Pure but for the clock. Runs on the probe's thread.
 """

@@ -1,4 +1,4 @@
-"""The header maps `headers` and `header_refs` of a configuration (probes.md 3.2, mended by W18).
+"""The header maps `headers` and `header_refs` of a configuration (docs/probes.md, mended by W18).
 
 Raw fields in, pairs out; names are tokens, values have no line breaks, what frames a message is the agent's own, and
 an inline name that looks like a credential is refused: secrets come from the environment. Pure.

@@ -1,7 +1,7 @@
 """The paths that pick a value out of a JSON document: names, indexes and wildcards, nothing that computes.
 
 Grammar: `$` then any of `.name`, `['name']`, `["name"]`, `[n]`, `[-n]`, `[*]`, `.*`; the `$` may be left out before a
-name. Filters, scripts, slices, unions and recursive descent are refused when the definition is read (probes.md W15).
+name. Filters, scripts, slices, unions and recursive descent are refused at the reading (docs/probes.md, W15).
 A text in, steps out; steps and a document in, matches out. Pure.
 """
 

@@ -1,4 +1,4 @@
-"""Client certificates and private authorities for http probes (probes.md 3.3, mended by W9 and W39).
+"""Client certificates and private authorities for http probes (docs/probes.md, mended by W9 and W39).
 
 Enters: the names of environment variables that hold PEM text or the path of a file with it. Leaves: an `Identity` that
 knows which TLS context each hop gets, or Failed before any connection. Files are looked at anew by every probe and
@@ -101,7 +101,7 @@ class Identity(NamedTuple):
 
 
 def load(refs: Refs, run: Run) -> Identity:
-    """The identity that a configuration asks for; raises Failed, in the order of probes.md 3.3."""
+    """The identity that a configuration asks for; raises Failed, in the order of docs/probes.md."""
     identity = Identity(refs.verify_tls)
     if refs.client_cert_ref or refs.client_key_ref:
         identity = _with_pair(identity, refs, run)

@@ -1,7 +1,7 @@
 """From a host and a port to a connected socket, and reading and writing it, all under one deadline.
 
 Enters: a `Run` with the deadline; leaves: a `Stream`, or Failed with a reason. Cloud metadata addresses are denied on
-the address that is connected to, so that no name can point at one (probes.md W12). Runs on the probe's thread.
+the address that is connected to, so that no name can point at one (docs/probes.md, W12). Runs on the probe's thread.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The agent's own credentials for its own Prometheus (probes.md 4.1), and nobody else's (W11).
+"""The agent's own credentials for its own Prometheus (docs/probes.md), and nobody else's (W11).
 
 Settings in, headers out, or Failed before any request. Texts name variables and header names, never a value.
 Runs on the probe's thread.

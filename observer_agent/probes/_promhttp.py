@@ -1,4 +1,4 @@
-"""What a Prometheus, or a page in its format, says by HTTP status, as reasons (probes.md 4.1, mended by W20). Pure."""
+"""What a Prometheus, or a page in its format, says by HTTP status, as reasons (docs/probes.md, mended by W20). Pure."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The closed vocabulary of reasons for which a probe gives no value, and whose fault each one is.
 
-Codes: reference/probes.md section 5; those that are ours are marked. Raw errno names and OpenSSL's words stay in a
+Codes: docs/probes.md; those that are ours are marked. Raw errno names and OpenSSL's words stay in a
 reading's detail. `Failed` carries a reason from wherever it is found to the probe's own function, which turns it into
 a reading; it never leaves this drawer.
 """

@@ -2,7 +2,7 @@
 
 Only names that begin with `PROBE_` or that the operator has listed in PROBE_ENV_ALLOW may be referred to, and never a
 variable of the agent itself: whoever writes definitions must not be able to have the agent's own secrets sent to a
-server of theirs (probes.md W8). Runs on the probe's thread.
+server of theirs (docs/probes.md, W8). Runs on the probe's thread.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _OWN: Final = (
     "PROBE_FAILURE_STATUS",
     "PROMETHEUS_",
 )
-_FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # probes.md 3.2; a tab may be
+_FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # docs/probes.md; a tab may be
 
 
 def may_refer(name: str, allowed: Iterable[str]) -> bool:

@@ -1,7 +1,7 @@
 """TLS for probes: contexts that are kept (a fresh one costs 20 ms), the handshake, and what its errors mean.
 
 Contexts are shared by all probe threads and keyed by the setting they were made for; a changed file is a new setting.
-Errors: with a client certificate the documented `mtls_server_*` codes (probes.md 4.2), else `tls_verify_failed` and
+Errors: with a client certificate the documented `mtls_server_*` codes (docs/probes.md), else `tls_verify_failed` and
 `tls_handshake_failed`.
 """
 

@@ -1,7 +1,7 @@
 """URLs of http and https as parts that are safe to write into a request.
 
 A text in, a `Url` out, or ValueError with a text that never quotes the URL: it may hold a secret. Userinfo is refused
-everywhere (probes.md W13). Pure.
+everywhere (docs/probes.md, W13). Pure.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The source type `http`: how long a server takes to answer, or a number out of what it answers.
 
-Rules: probes.md 4.2, mended by W9, W10, W13 to W15, W18, W31 and W39. Value: milliseconds from the start to the
+Rules: docs/probes.md, mended by W9, W10, W13 to W15, W18, W31 and W39. Value: milliseconds from the start to the
 headers of the last hop, redirects included; with `json_path` the number that the path picks. The body is part of the
 deadline but not of the value. Phases of several hops add up. Runs on a probe thread.
 """

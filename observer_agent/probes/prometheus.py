@@ -1,6 +1,6 @@
 """The source type `prometheus`: the number that an instant query gives, or one sample of a scraped page.
 
-Rules: probes.md 4.1, mended by W7, W11, W13, W14 and W20; scrape mode (`_scrape.py`) is ours. A vector of one element
+Rules: docs/probes.md, mended by W7, W11, W13, W14 and W20; scrape mode (`_scrape.py`) is ours. A vector of one element
 or a scalar is a value; the backend's sample time is detail only. Redirects are not followed (`prom_redirect`): the
 agent's credentials go to the configured origin and nowhere else. The query's text reaches no log and no detail. Runs
 on a probe thread.

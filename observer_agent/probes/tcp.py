@@ -1,6 +1,6 @@
 """The source type `tcp`: how long a connection takes, in milliseconds, name resolution included.
 
-Rules: probes.md 4.3. Nothing is sent or read; the connection is closed at once. Runs on a probe thread.
+Rules: docs/probes.md. Nothing is sent or read; the connection is closed at once. Runs on a probe thread.
 """
 
 from __future__ import annotations
