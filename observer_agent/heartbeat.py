@@ -59,11 +59,11 @@ class Heartbeat:
         now = self._clock.monotonic()
         if not self._grid.is_due(now):
             return self._grid.due - now
+        begun = now
         self.beat()
         now = self._clock.monotonic()
         if self.last_orders and not self.last_orders.ok:
-            # A fleet that was started together must not come back together.
-            self._grid = Grid(now + INTERVAL * (1 - SPREAD * self._random()), INTERVAL)
+            self._grid = Grid(after_failure(begun, now, self._random()), INTERVAL)
         else:
             self._grid.advance(now)
         return max(0.0, self._grid.due - now)
@@ -86,6 +86,15 @@ class Heartbeat:
     def _is_news(self, ledger: Ledger) -> bool:
         """Rows that wait, or a change since the last beat that the cloud took."""
         return ledger.pending > 0 or self._told.get(ledger.queue_id, _nothing(ledger.queue_id)) != ledger
+
+
+def after_failure(begun: float, ended: float, random: float) -> float:
+    """When the next beat is due after one that failed: up to a fifth of the interval off the grid, at random.
+
+    A fleet that was started together must not come back together. After a call that hung it is the end that counts.
+    """
+    shift = INTERVAL * SPREAD * random
+    return max(begun + INTERVAL - shift, ended + shift)
 
 
 def _nothing(queue_id: str) -> Ledger:

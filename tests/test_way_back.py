@@ -16,7 +16,7 @@ from collections import Counter
 
 import pytest
 
-from observer_agent.heartbeat import INTERVAL
+from observer_agent.heartbeat import INTERVAL, after_failure
 from observer_agent.model import Answer, Batch, Fate, Row
 from observer_agent.sender import Sender
 from observer_agent.transport import CALL_SECONDS
@@ -61,9 +61,12 @@ class World:
     def now(self):
         return self.clock.monotonic() - self.start
 
-    def agent(self, first, beat, chance):
-        """Adds an agent whose sender first asks at `first` and whose heart first beats at `beat`."""
-        self.agents.append(Agent(self, first, beat, chance))
+    def agent(self, first, beat, chance, drifts=False):
+        """Adds an agent whose sender first asks at `first` and whose heart first beats at `beat`.
+
+        With `drifts` a failed beat is followed by the next one up to a fifth earlier, as the agent's are.
+        """
+        self.agents.append(Agent(self, first, beat, chance, drifts))
         return self.agents[-1]
 
     def at(self, moment, what):
@@ -89,8 +92,9 @@ class World:
 class Agent:
     """One sender, driven as its worker does, and the heartbeats beside it."""
 
-    def __init__(self, world, first, beat, chance):
+    def __init__(self, world, first, beat, chance, drifts):
         self.world = world
+        self._drift = chance if drifts else None
         self.sender = Sender(Shelf(), self, world.clock, chance)
         self.sender.wake = lambda: self._plan(world.now)
         self.batch_limit = 100
@@ -119,6 +123,7 @@ class Agent:
 
     def _beat(self):
         world = self.world
+        self._begun = world.clock.monotonic()
         ok = world.answers(world.now)
         if ok or not world.hangs:
             self._heard(ok)
@@ -127,6 +132,11 @@ class Agent:
 
     def _heard(self, ok):
         self.sender.heartbeat(ok)
+        if self._drift and not ok:
+            now = self.world.clock.monotonic()
+            self._grid = Grid(after_failure(self._begun, now, self._drift()), INTERVAL)
+            self.world.at(self._grid.due - self.world.start, self._beat)
+            return
         self._grid.advance(self.world.clock.monotonic())
         self.world.at(self._grid.due - self.world.start, self._beat)
 
@@ -216,28 +226,29 @@ def test_of_any_length_the_first_push_leaves_within_thirty_seconds(outage, hangs
     assert late <= 30.0 + 1e-6, why
 
 
-def recovery(hangs, chance, agents=1000):
+def recovery(hangs, chance, together, agents=1000):
     """The moments of the first pushes of many agents after an hour's outage.
 
-    Their hearts beat at any phase of the 30 s, as those of agents do that were not started in the same second. A cloud
+    `together`: all of them were started in the same instant; else their hearts beat at any phase of the 30 s. A cloud
     that refuses is asked by all on one clock. A call that hangs holds up the clock that it is made on, so there
     each agent has its own, set alike: agents know nothing of each other.
     """
     worlds = [World(HOUR, hangs) for _ in range(agents)] if hangs else [World(HOUR)] * agents
-    found = [
-        world.agent(chance.uniform(0.0, 60.0), chance.uniform(0.0, INTERVAL), random.Random(chance.random()).random)
-        for world in worlds
-    ]
+    found = []
+    for world in worlds:
+        first, beat = (17.3, 17.3) if together else (chance.uniform(0.0, 60.0), chance.uniform(0.0, INTERVAL))
+        found.append(world.agent(first, beat, random.Random(chance.random()).random, drifts=True))
     for world in dict.fromkeys(worlds):
         world.run(HOUR + 100.0)
     return [agent.pushed - HOUR for agent in found]
 
 
+@pytest.mark.parametrize("together", [False, True], ids=["any phase", "started together"])
 @pytest.mark.parametrize("hangs", [False, True], ids=["refuses", "hangs"])
-def test_a_thousand_agents_after_an_hour_make_no_rush(hangs):
+def test_a_thousand_agents_after_an_hour_make_no_rush(hangs, together):
     seed = int(os.environ.get("SEED") or random.randrange(2**32))
     print(f"SEED={seed}")
-    moments = recovery(hangs, random.Random(seed))
+    moments = recovery(hangs, random.Random(seed), together)
     window = max(moments)
     seconds, mean = Counter(map(int, moments)), len(moments) / window
     print(f"{window:.1f} s, {mean:.1f} a second on average: {[seconds[n] for n in range(int(window) + 1)]}")
