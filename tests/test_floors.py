@@ -21,7 +21,7 @@ FLOORS = {
     6: ("cli", "__main__"),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
-HUB_MAY = {"errors", "clock", "model", "worker", "logs", "document", "probes", "config"}
+HUB_MAY = {"errors", "clock", "model", "worker", "logs", "document", "probes"}
 
 
 def edges() -> list[tuple[str, str, Path]]:
