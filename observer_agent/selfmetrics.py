@@ -17,7 +17,7 @@ class SelfMetrics:
         self.registry = CollectorRegistry()
         counter, gauge = self._counter, self._gauge
         self.samples_lost = counter("samples_lost", "Samples that will never arrive, by reason.", "reason")
-        self.samples_given = counter("samples_given", "Samples that the queue took.")
+        self.samples_given = counter("samples_given", "Samples that collectors gave to the queue.")
         self.samples_accepted = counter("samples_accepted", "Samples that the cloud accepted.")
         self.probes = counter("probes", "Probes that ran.", "source_type")
         self.probes_failed = counter("probes_failed", "Probes that gave no value.", "source_type", "reason")

@@ -319,9 +319,11 @@ class Sender:
         """Another row was accepted after the last failure of these: they become dead letters."""
         convicted, self._hunt.convicted = self._hunt.convicted, []
         for batch in convicted:
-            self._queue.settle(batch, Answer(Fate.REFUSED, text="failed ten times while others passed"), Loss.POISON)
+            self._queue.settle(
+                batch, Answer(Fate.REFUSED, text="failed alone, twice, while others passed"), Loss.POISON
+            )
             self.refused += 1
-            log.error("A row made the cloud fail again and again while others passed; it is kept as a dead letter")
+            log.error("A row made the cloud fail, alone and twice, while others passed; it is kept as a dead letter")
 
     def _recovered(self) -> None:
         """The cloud answers for the rows: the outage is over."""

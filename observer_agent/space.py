@@ -39,7 +39,6 @@ class Space:
 
     def __init__(self, conn: sqlite3.Connection, file: Path) -> None:
         self._conn = conn
-        self._file = file
         self._handle = os.open(file, os.O_RDWR)
         self._free = 0  # a lower bound of the pages that may be used
         self._written = 0  # about how many pages are in the WAL
@@ -109,8 +108,12 @@ class Space:
 
     def _look_around(self) -> None:
         """How roomy the disk is decides how far the WAL may run on and how far the file is allocated ahead."""
-        facts = os.statvfs(self._file)
-        self._tight = facts.f_bavail * facts.f_frsize < TIGHT
+        try:
+            facts = os.fstatvfs(self._handle)
+        except OSError:
+            self._tight = True
+        else:
+            self._tight = facts.f_bavail * facts.f_frsize < TIGHT
 
     def _extend(self, needed: int) -> None:
         """Counts what is there, and allocates further ahead where that is too little."""

@@ -363,6 +363,19 @@ def test_an_account_that_lags_behind_the_rows_is_mended_at_the_opening(make, tmp
     assert [row.id for row in drain(queue)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_rebuilt_file_that_could_not_be_opened_is_opened_by_the_next_caller(make):
+    queue = make()
+    queue.put(samples(2))
+    queue._putter.close()
+    queue._getter.close()
+    with pytest.raises(QueueError, match="closed"):
+        queue.put(samples(1))
+    queue.space.close()
+    queue._shut = True
+    queue.put([sample(9)])
+    assert [row.id for row in drain(queue)] == [1, 2, 3]
+
+
 def test_the_newest_three_files_that_were_moved_aside_are_kept(make, tmp_path, clock):
     for n in range(6):
         for part in tmp_path.glob("buffer.db-*"):

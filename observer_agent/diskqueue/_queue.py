@@ -73,6 +73,7 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
         self._sync = sync
         self._lock_file = lock(file)
         self._flight = Flight()
+        self._shut = False  # a rebuilt file could not be opened yet
         self.rounds = Rounds(self._commit)
         space.take_donor(file)
         try:
@@ -116,20 +117,34 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
         self._putter.close()
         self._getter.close()
         self.space.close()
-        self._flight, self._one = Flight(), None
+        self._flight, self._one, self._shut = Flight(), None, True
         rebuild(self.file, self._clock.now(), error)
+        self._reopen()
+
+    def _reopen(self) -> None:
+        """New connections under the old lock; where that fails the next caller tries again."""
         self._getter = self._conn = self._new_db_connection(self.path, True, self.timeout)
         self._putter = self._new_db_connection(self.path, True, self.timeout)
         self.total = self._count()
+        self._shut = False
 
     @contextmanager
     def _file(self) -> Iterator[None]:
-        """The queue's lock. A file that proves damaged is rebuilt; the caller hears that it has to try again."""
+        """The queue's lock; whatever sqlite3 raises comes out as QueueError.
+
+        A file that proves damaged is rebuilt; the caller hears that it has to try again.
+        """
         with self.tran_lock:
             try:
-                yield
+                try:
+                    if self._shut:
+                        self._reopen()
+                    yield
+                except sqlite3.Error as error:
+                    raise queuefile.translated(error) from error
             except Damaged as error:
-                self._heal(error)
+                if not self._shut:
+                    self._heal(error)
                 raise QueueError("the queue file was damaged and has been rebuilt") from error
 
     # -- put
@@ -157,7 +172,9 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
             turn = close()
             size = sum(len(data) + len(metric) for metric, _, data in turn.entries)
             self.space.reserve(len(turn.entries), size)
-            return self._twice(lambda: self._store(turn.entries, turn.missed))
+            dropped = self._twice(lambda: self._store(turn.entries, turn.missed))
+            self.space.settle()
+            return dropped
 
     def _store(self, entries: Sequence[Entry], missed: int) -> int:
         now, before = self._clock.now(), self.accounts.held
@@ -179,7 +196,6 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
             change = Change(held, lost)
             self.accounts.write(tx, change)
         self._take(change)
-        self.space.settle()
         return dropped
 
     def _evict(self, tx: sqlite3.Connection, held: Held, now: float) -> tuple[Lost, Held]:
@@ -236,10 +252,7 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
 
     def _read(self, parameters: tuple[int, ...]) -> list[tuple[int, bytes, int, int]]:
         sql = f"SELECT _id, data, crc, redundant FROM {TABLE} WHERE _id > ? AND _id <= ? ORDER BY _id LIMIT ?"
-        try:
-            return [(i, bytes(data), crc, flag) for i, data, crc, flag in self._putter.execute(sql, parameters)]
-        except sqlite3.Error as error:
-            raise queuefile.translated(error) from error
+        return [(i, bytes(data), crc, flag) for i, data, crc, flag in self._putter.execute(sql, parameters)]
 
     def settle(self, batch: Batch, answer: Answer, loss: Loss = Loss.REFUSED) -> None:
         """Closes a batch: accepted rows leave; refused and fenced rows leave as lost; anything else stays.
