@@ -30,7 +30,7 @@ def run(file: Path | None) -> int:
     from observer_agent import dashboard
     from observer_agent.agent import Agent
 
-    settings = config.load(os.environ, file)
+    settings = config.load(os.environ, file or config.usual_file())
     clock, redact = Clock(), Redactor()
     redact.add(*secrets(settings))
     logs = configure(settings.log_format, settings.verbose, clock, redact)
@@ -41,6 +41,11 @@ def run(file: Path | None) -> int:
     finally:
         if page:
             page.stop()
+
+
+def look_at(file: Path | None) -> Settings:
+    """The settings of the installed service, for a command that only looks; raises ConfigError."""
+    return config.load(config.environment(os.environ), file or config.usual_file(), to_run=False)
 
 
 def secrets(settings: Settings) -> list[str]:
@@ -54,7 +59,7 @@ def check(file: Path | None, connect: bool) -> dict[str, Any]:
 
     Returns `{ok, settings, definitions?, cloud?}`.
     """
-    settings = config.load(os.environ, file)
+    settings = config.load(config.environment(os.environ), file or config.usual_file())
     report: dict[str, Any] = {"ok": True, "settings": config.masked(settings)}
     if settings.definitions_file:
         rows = _read_rows(Path(settings.definitions_file))
@@ -90,7 +95,7 @@ def probe_key(document_file: Path, key: str, file: Path | None) -> dict[str, Any
 
 def status(file: Path | None) -> dict[str, Any] | None:
     """The state of the running agent, from its local page; None when none answers. Raises UsageError."""
-    settings = config.load(os.environ, file, to_run=False)
+    settings = look_at(file)
     conn = http.client.HTTPConnection(settings.debug_dashboard_host, settings.debug_dashboard_port, timeout=5.0)
     token = settings.debug_dashboard_token
     try:
@@ -129,7 +134,7 @@ def queue_stats(file: Path | None) -> dict[str, Any]:
     """The queue file's account, whether an agent runs or not; raises QueueError."""
     from observer_agent.queuefile import read_stats
 
-    settings = config.load(os.environ, file, to_run=False)
+    settings = look_at(file)
     return read_stats(settings.buffer_path, Clock().now(), settings.buffer_max_rows)
 
 
@@ -147,7 +152,7 @@ def _probe_row(row: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
     from observer_agent import probes
     from observer_agent.resolver import Resolver
 
-    settings = config.load(os.environ, file, to_run=False)
+    settings = look_at(file)
     definition = understand({**_fill_rules(row), "id": "probe"}, probes.parse, probes.SOURCES)
     if definition.problem and definition.problem.reason == "unknown_source_type":
         raise UsageError(f"{definition.problem.text}; known: {', '.join(sorted(probes.SOURCES))}")

@@ -7,6 +7,7 @@ wins over the file. A complaint names the key, the value as it may be shown, and
 from __future__ import annotations
 
 import math
+import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from observer_agent.errors import ConfigError
 from observer_agent.logs import Redactor
 
 EXIT_CONFIG = 78  # sysexits.h EX_CONFIG
+FOLDER = Path("/etc/observer-agent")  # where the packages keep config.toml, agent.env and agent_key
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _KEY = re.compile(r"[\x21-\x7e]{1,256}")
 
@@ -72,6 +74,46 @@ class Variable(NamedTuple):
     default: str | None
     fix: str
     secret: bool = False
+
+
+def usual_file(folder: Path = FOLDER) -> Path | None:
+    """The file of settings that an installed package has; None where there is none to be read."""
+    file = folder / "config.toml"
+    return file if os.access(file, os.R_OK) else None
+
+
+def environment(env: Mapping[str, str], folder: Path = FOLDER) -> dict[str, str]:
+    """The environment as the installed service has it, for commands that look at it from outside.
+
+    What the caller's own environment says wins. Files that the caller may not read are left out.
+    """
+    out: dict[str, str] = {}
+    if os.access(folder / "agent.env", os.R_OK):
+        out.update(read_env_file(folder / "agent.env"))
+    if os.access(folder / "agent_key", os.R_OK):
+        out["CREDENTIALS_DIRECTORY"] = str(folder)
+    return {**out, **env}
+
+
+def read_env_file(file: Path) -> dict[str, str]:
+    """The assignments of a file in the form of systemd's EnvironmentFile; raises ConfigError where it is unreadable."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("agent.env", str(file), f"cannot be read: {error}") from None
+    out: dict[str, str] = {}
+    for line in text.replace("\\\n", "").splitlines():
+        name, equals, value = line.strip().partition("=")
+        if equals and not name.startswith(("#", ";")):
+            out[name.strip()] = _unquoted(value.strip())
+    return out
+
+
+def _unquoted(value: str) -> str:
+    if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
+        inner = value[1:-1]
+        return re.sub(r"\\([\\\"$`])", r"\1", inner) if value[0] == '"' else inner
+    return value
 
 
 def load(env: Mapping[str, str], file: Path | None = None, *, to_run: bool = True) -> Settings:

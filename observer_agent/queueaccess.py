@@ -55,7 +55,7 @@ class Opening(NamedTuple):
 
 def load(file: Path | None) -> Settings:
     """The settings of a command that looks at the queue; raises ConfigError."""
-    return config.load(os.environ, file, to_run=False)
+    return config.load(config.environment(os.environ), file or config.usual_file(), to_run=False)
 
 
 @contextmanager

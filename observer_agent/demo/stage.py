@@ -103,9 +103,8 @@ def start_agent(folder: Path, key: str, hub_port: int, page_port: int) -> subpro
         }
     )
     with (folder / "agent.log").open("ab") as errors:
-        return subprocess.Popen(
-            [sys.executable, "-m", "observer_agent", "run"], env=env, stderr=errors, start_new_session=True
-        )
+        command = [sys.executable, "-m", "observer_agent", "run", "--config", os.devnull]
+        return subprocess.Popen(command, env=env, stderr=errors, start_new_session=True)
 
 
 def end_process(process: subprocess.Popen[Any]) -> None:
