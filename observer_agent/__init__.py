@@ -10,6 +10,7 @@ model.py          definition, reading, verdict, sample, batch, answer, health: f
     floor 1 - tools (know words)
 config.py         environment, file and credential to frozen settings; a complaint names its key
 logs.py           text, JSON or journal lines, redaction, throttling of repeated lines
+notify.py         what systemd is told: ready, alive, a line of status
 selfmetrics.py    the agent's own registry; every loss has a reason here
 backoff.py        pure: attempt number and Retry-After to seconds
 resolver.py       names to addresses within a deadline
@@ -37,15 +38,18 @@ heartbeat.py      every 30 s on a connection of its own
 definitions.py    when to fetch, what a row means, the last good set
 broadcast.py      log lines to the cloud, best effort
     floor 4 - the whole
-agent.py          joins the parts, starts and stops them in order, applies definitions
+agent.py          joins the parts, starts, reloads and stops them in order
+pools.py          the collectors of all source types, and their threads
     floor 5 - around it
 status.py         the agent's state as one JSON object
 show.py           results as text for a person
+watching.py       `status`, once or again and again
 commands.py       what each command does
 queuerows.py      strict reading of stored rows and exports
 queueaccess.py    how a `queue` command comes to the queue file: to look, to change
 queuelook.py      verify, export, the list of dead letters
 queuechange.py    import, retry and purge of dead letters, purge
+doctor/           what is wrong, why, and how to mend it
 demo/             targets, a hub, an agent and an outage, in one command
 dashboard/        the local page: /api/state, /metrics, /healthz, /readyz
 hub/              the self-hosted cloud: a program of its own

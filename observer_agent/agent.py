@@ -1,7 +1,7 @@
 """The whole agent: joins the parts, starts and stops them in order, applies definitions, tells how it is.
 
-`run` is the main thread: it waits for signals, revives workers that died, and stops everything within one budget:
-collectors, sender, heartbeat, queue. What is left is on disk for the next start.
+`run` is the main thread: it waits for signals, replaces workers that died or hang, tells systemd, and stops everything
+within one budget: collectors, sender, heartbeat, queue. What is left is on disk for the next start.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import random
 import signal
 import socket
 import tempfile
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from observer_agent import __version__, document, probes
 from observer_agent.broadcast import Broadcast
 from observer_agent.clock import Clock, Signals, iso
 from observer_agent.clouds import DIALECTS
-from observer_agent.collector import POOL_MAX, Collector, Listener
+from observer_agent.collector import Collector, Listener
 from observer_agent.config import Settings
 from observer_agent.definitions import Definitions, DefinitionsFile, Store, understand_all
 from observer_agent.diskqueue import Bounds, DiskQueue, open_queue
@@ -29,23 +29,38 @@ from observer_agent.heartbeat import Heartbeat
 from observer_agent.keeper import Keeper
 from observer_agent.logs import Logs
 from observer_agent.model import Definition, Fault, Health, Loss, Orders, Reading, Status
+from observer_agent.notify import Notifier
+from observer_agent.pools import Pools
 from observer_agent.resolver import Resolver
 from observer_agent.selfmetrics import SelfMetrics
 from observer_agent.sender import Sender
-from observer_agent.worker import Supervisor, Worker, attempt
+from observer_agent.worker import Care, Step, Supervisor, Thread, Worker, attempt
 
 log = logging.getLogger(__name__)
 
 TIDY, TIDY_AGAIN = 15.0, 0.2
+LONGEST_CALL = 45.0  # a turn of the sender or the heartbeat: one request of 30 s, twice at most within its deadline
 STOP_BUDGET = 8.0  # below the unit's TimeoutStopSec
-BROKEN = "broken"  # the collector of definitions that cannot run
+
+Reread = Callable[[], tuple[Settings, Mapping[str, str]]]
+
+# What a reload changes while the agent runs; every other setting waits for a restart.
+LIVE = frozenset(
+    name
+    for name in Settings.__dataclass_fields__
+    if name.startswith(("prometheus_", "probe_", "buffer_max_", "agent_key"))
+    or name in ("cloud_server_url", "skip_ssl_verification", "verbose")
+)
 
 
 class Agent:
     """One agent. Opening the queue claims the start time; nothing runs before `start`."""
 
-    def __init__(self, settings: Settings, clock: Clock, logs: Logs, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, settings: Settings, clock: Clock, logs: Logs, env: Mapping[str, str], *, reread: Reread | None = None
+    ) -> None:
         self.settings = settings
+        self._reread = reread or (lambda: (settings, env))
         self.clock = clock
         self.logs = logs
         self.metrics = SelfMetrics(__version__)
@@ -53,26 +68,32 @@ class Agent:
         self.queue = _open(settings, clock)
         self._began = clock.monotonic()
         self.started_at = iso(self.queue.claim_start())
-        self._connect = DIALECTS[settings.cloud_dialect](settings, self.started_at, __version__, clock, logs.redact)
+        self._dialect = DIALECTS[settings.cloud_dialect](
+            settings, self.started_at, __version__,
+            clock=clock, redact=logs.redact, read_key=lambda: self._reread()[0].agent_key,
+        )  # fmt: skip
         self._clouds = {name: self._link(name) for name in ("send", "beat", "definitions", "log")}
         self.keeper = Keeper(self.queue, clock)
         self.sender = Sender(self.queue, self._clouds["send"], clock, random.random)
         self.heartbeat = Heartbeat(self._clouds["beat"], self.health, clock, self._heard, random.random)
         self.definitions = self._definitions_source()
-        tools = probes.Tools(clock=clock, resolver=Resolver(clock), env=env, redact=logs.redact, settings=settings)
-        self._prober = probes.Prober(tools)
-        self._collectors: dict[str, Collector] = {}
-        self._pools: dict[str, list[Worker]] = {}
-        self._lock = threading.Lock()
-        self._pool_lock = threading.Lock()
+        self._resolver = Resolver(clock)
+        self._prober = self._make_prober(settings, env)
+        self.pools = Pools(self.supervisor, clock, self._make_collector, self._count_restart)
         self._ran: set[str] = set()
         self._stopping = False
         self._wire()
 
     # -- joining
 
+    def _make_prober(self, settings: Settings, env: Mapping[str, str]) -> probes.Prober:
+        redact = self.logs.redact
+        return probes.Prober(
+            probes.Tools(clock=self.clock, resolver=self._resolver, env=env, redact=redact, settings=settings)
+        )
+
     def _link(self, name: str) -> Any:
-        cloud = self._connect()
+        cloud = self._dialect.connect()
         requests = self.metrics.requests
         cloud.on_reply = lambda endpoint, status: requests.labels(endpoint, str(status)).inc()
         return cloud
@@ -98,20 +119,58 @@ class Agent:
 
     # -- life
 
-    def run(self) -> int:
-        """Runs until SIGTERM or SIGINT; returns the exit code. Call on the main thread."""
+    def run(self, notifier: Notifier | None = None, describe: Callable[[], str] = str) -> int:
+        """Runs until SIGTERM or SIGINT; returns the exit code. Call on the main thread.
+
+        `describe` makes the line that `systemctl status` shows.
+        """
+        systemd = notifier or Notifier({}, self.clock)
         with Signals((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)) as signals:
             try:
                 self.start()
+                systemd.ready()
                 while True:
                     came = signals.wait(1.0)
                     if signal.SIGTERM in came or signal.SIGINT in came:
                         return 0
                     if signal.SIGHUP in came:
-                        self.definitions.refresh()
-                    self.supervisor.check()
+                        systemd.reloading()
+                        attempt("The reload", self.reload)
+                        systemd.ready()
+                    if self.supervisor.check():
+                        systemd.alive()
+                    systemd.status(describe())
             finally:
+                systemd.stopping()
                 self.stop()
+
+    def reload(self) -> None:
+        """Reads the settings, the key and the files of CAs again; no definition loses its phase.
+
+        Settings that are wrong leave all as it is; those that need a restart are named in the log.
+        """
+        try:
+            fresh, env = self._reread()
+        except ConfigError as error:
+            log.error("The settings could not be read again (%s); the agent goes on with those that it has", error)
+            return
+        changed = {f.name for f in fields(Settings) if getattr(fresh, f.name) != getattr(self.settings, f.name)}
+        if late := sorted(name.upper() for name in changed - LIVE):
+            log.warning("%s changed: restart the agent for it", ", ".join(late))
+        self.settings = replace(self.settings, **{name: getattr(fresh, name) for name in changed & LIVE})
+        self._use(self.settings, env)
+        names = ", ".join(sorted(name.upper() for name in changed & LIVE)) or "no setting"
+        log.info("The settings were read again: %s changed", names)
+        self.definitions.refresh()
+
+    def _use(self, settings: Settings, env: Mapping[str, str]) -> None:
+        self.logs.verbose(settings.verbose)
+        self._dialect.renew(settings)
+        self._prober = self._make_prober(settings, env)
+        for collector in self.collectors().values():
+            collector.on_target_fault = Status(settings.probe_failure_status)
+        self.queue.bounds = _bounds(settings)
+        self.metrics.queue_capacity.set(self.queue.capacity)
 
     def start(self) -> None:
         """Starts the workers, the heartbeat first; raises ConfigError before anything has left the machine."""
@@ -124,8 +183,9 @@ class Agent:
             log.warning("SKIP_SSL_VERIFICATION is on: anybody on the way can read the key and all samples")
         if self.settings.heartbeat_relay_enabled:
             log.warning("HEARTBEAT_RELAY_ENABLED is set, but this version has no relay")
-        self._work("beat", self.heartbeat.step)
-        self.sender.wake = self.queue.on_put = self._work("send", self.sender.step).wake
+        self._work("beat", self.heartbeat.step, Care(LONGEST_CALL, self._renew_heartbeat))
+        sending = self._work("send", self.sender.step, Care(LONGEST_CALL, self._renew_sender))
+        self.sender.wake = self.queue.on_put = sending.wake
         self._work("tidy", self._tidy)
         self.keeper.wake = self._work("keep", self.keeper.step).wake
         self.definitions.start()
@@ -158,12 +218,7 @@ class Agent:
         log.info("observer-agent stopped; %d samples wait on disk for the next start", left)
 
     def _stop_collectors(self, deadline: float) -> None:
-        with self._lock:
-            collectors, pools = list(self._collectors.values()), list(self._pools.values())
-        for collector in collectors:
-            collector.stop()
-        workers = [worker for pool in pools for worker in pool]
-        self._end([*workers, *self._named("definitions", "log", "tidy", "keep")], deadline)
+        self._end([*self.pools.stop(), *self._named("definitions", "log", "tidy", "keep")], deadline)
 
     def _stop_sender(self, deadline: float) -> None:
         if self._end(self._named("send"), deadline):
@@ -189,8 +244,18 @@ class Agent:
     def _named(self, *names: str) -> list[Worker]:
         return [worker for name, worker in self.supervisor.workers.items() if name in names]
 
-    def _work(self, name: str, step: Any) -> Worker:
-        return self.supervisor.add(Worker(name, step, self.clock, self._count_restart))
+    def _work(self, name: str, step: Step, care: Care | None = None) -> Worker:
+        return self.supervisor.add(Worker(name, step, self.clock, self._count_restart, care=care))
+
+    def _renew_heartbeat(self, hung: Thread) -> Step:
+        self._clouds["beat"] = self._link("beat")
+        self.heartbeat = self.heartbeat.successor(self._clouds["beat"])
+        return self.heartbeat.step
+
+    def _renew_sender(self, hung: Thread) -> Step:
+        self._clouds["send"] = self._link("send")
+        self.sender = self.sender.successor(self._clouds["send"])
+        return self.sender.step
 
     def _count_restart(self, name: str) -> None:
         self.metrics.worker_restarts.labels(name).inc()
@@ -200,45 +265,20 @@ class Agent:
     def _apply(self, rows: tuple[Any, ...]) -> None:
         """New definitions: each source type's collector gets its own, as added, changed, removed."""
         found = understand_all(rows, probes.parse, probes.SOURCES)
-        groups: dict[str, list[Definition]] = {name: [] for name in self._collectors}
-        for definition in found:
-            groups.setdefault(BROKEN if definition.problem else definition.source_type, []).append(definition)
-        sums = [self._collector(name).apply(group) for name, group in groups.items()]
+        added, changed, removed = self.pools.apply(found)
         self.metrics.definitions.set(len(found))
-        added, changed, removed = (sum(column) for column in zip(*sums, strict=True)) if sums else (0, 0, 0)
         if added or changed or removed:
             log.info("%d definitions: %d added, %d changed, %d removed", len(found), added, changed, removed)
 
-    def _collector(self, name: str) -> Collector:
-        with self._lock:
-            if name not in self._collectors:
-                self._collectors[name] = self._make_collector(name)
-            return self._collectors[name]
-
-    def _make_collector(self, name: str) -> Collector:
-        collector = Collector(
+    def _make_collector(self, grow: Callable[[], bool]) -> Collector:
+        return Collector(
             self._look,
             self._put,
             self.clock,
             on_target_fault=Status(self.settings.probe_failure_status),
-            grow=lambda: self._grow(name),
+            grow=grow,
             listener=Listener(self._count_run, self._count_skipped),
         )
-        self._pools[name] = []
-        self._grow(name, collector)
-        return collector
-
-    def _grow(self, name: str, collector: Collector | None = None) -> bool:
-        """One more thread for a pool, up to its bound."""
-        step = (collector or self._collectors[name]).step
-        with self._pool_lock:
-            pool = self._pools[name]
-            if len(pool) >= POOL_MAX or self._stopping:
-                return False
-            worker = Worker(f"probe-{name}-{len(pool)}", step, self.clock, self._count_restart)
-            pool.append(worker)
-        self.supervisor.add(worker)
-        return True
 
     def _look(self, definition: Definition) -> Reading:
         if definition.problem:
@@ -289,8 +329,7 @@ class Agent:
 
     def collectors(self) -> dict[str, Collector]:
         """The collectors by source type, for showing."""
-        with self._lock:
-            return dict(self._collectors)
+        return self.pools.collectors()
 
 
 def read_document(file: Path) -> list[Any]:
@@ -305,8 +344,12 @@ def read_document(file: Path) -> list[Any]:
     return [metric.wire for metric in found.metrics if metric.wire.get("source_type") != "manual"]
 
 
+def _bounds(settings: Settings) -> Bounds:
+    return Bounds(settings.buffer_max_rows, settings.buffer_max_bytes, settings.buffer_max_age)
+
+
 def _open(settings: Settings, clock: Clock) -> DiskQueue:
-    bounds = Bounds(settings.buffer_max_rows, settings.buffer_max_bytes, settings.buffer_max_age)
+    bounds = _bounds(settings)
     try:
         return open_queue(settings.buffer_path, bounds, clock, settings.buffer_sync)
     except NoPlace as error:

@@ -107,18 +107,33 @@ def probe(
 
 @main.command()
 @config_option
+@click.option("--watch", is_flag=True, help="Again and again until Ctrl-C.")
+@click.option("--interval", type=click.FloatRange(min=0.2), default=2.0, show_default=True, help="Seconds, of --watch.")
+@click.option("--verbose", "-v", is_flag=True, help="Runs, phases and details of each definition.")
+@click.option("--all", "everything", is_flag=True, help="Every definition, not the first 50 alone.")
 @json_option
 @guarded
-def status(file: Path | None, as_json: bool) -> int:
+def status(file: Path | None, watch: bool, interval: float, verbose: bool, everything: bool, as_json: bool) -> int:
     """Says how the running agent is. Exit 0 if it delivers, 1 if not, 3 if none runs."""
-    from observer_agent import commands, show
+    from observer_agent import watching
+    from observer_agent.commands import status
 
-    state = commands.status(file)
-    if state is None:
-        click.echo(json.dumps({"running": False}) if as_json else "observer-agent is not running", err=not as_json)
-        return commands.NOT_RUNNING
-    click.echo(json.dumps(state) if as_json else show.status(state))
-    return 0 if state["cloud"]["delivering"] else 1
+    look = watching.Look(lambda: status(file), as_json, verbose, everything)
+    return watching.watch(look, interval) if watch else watching.once(look)
+
+
+@main.command()
+@click.option("--bundle", type=click.Path(path_type=Path, dir_okay=False), help="Write a redacted .tar.gz (mode 0600).")
+@config_option
+@json_option
+@guarded
+def doctor(file: Path | None, bundle: Path | None, as_json: bool) -> int:
+    """Finds out what is wrong, and says how to mend it. Exit 0 nothing, 1 warnings only, 2 something is broken."""
+    from observer_agent import doctor
+
+    report, note = doctor.main(file, bundle)
+    click.echo(json.dumps(doctor.facts(report, bundle)) if as_json else doctor.text(report, note))
+    return report.code
 
 
 @main.group()

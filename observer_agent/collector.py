@@ -7,11 +7,13 @@ runs: one run per definition at a time. Readings are judged here and, where they
 
 from __future__ import annotations
 
+import copy
 import heapq
 import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ from observer_agent.errors import QueueError
 from observer_agent.logs import Throttle
 from observer_agent.model import Definition, Reading, Sample, Status, Verdict
 from observer_agent.verdict import Grid, first_delay, judge
+from observer_agent.worker import Thread
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,14 @@ WARN = 60.0
 
 Look = Callable[[Definition], Reading]
 Put = Callable[[Sequence[Sample]], object]
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """A look that hangs: while its thread lives, `reading` is what is known, and there is no other look."""
+
+    thread: Thread
+    reading: Reading
 
 
 class Job:
@@ -48,6 +59,7 @@ class Job:
         self.cancelled = False
         self.running = False
         self.successor: Job | None = None  # waits for this one's run to end
+        self.stuck: Stuck | None = None  # a look at this definition that has never ended
 
     @property
     def due(self) -> float:
@@ -91,7 +103,7 @@ class Collector:
         self._look = look
         self._put = put
         self._clock = clock
-        self._on_target_fault = on_target_fault
+        self.on_target_fault = on_target_fault
         self._grow = grow
         self._listener = listener or Listener()
         self._leader = threading.Lock()
@@ -100,6 +112,7 @@ class Collector:
         self._heap: list[tuple[float, int, Job]] = []
         self._jobs: dict[str, Job] = {}
         self._order = itertools.count()
+        self._runs: dict[Thread, Job] = {}
         self._idle = 0
         self._stopping = False
         self._warn = Throttle(clock, WARN)
@@ -136,6 +149,21 @@ class Collector:
         self._alarm.ring()
         return len(added), len(changed), len(gone)
 
+    def give_up(self, thread: Thread, reading: Reading) -> None:
+        """Lets the run go that hangs on `thread`: its job gets `reading`, and goes on without it."""
+        with self._lock:
+            job = self._runs.pop(thread, None)
+            if job is None:
+                return
+            fresh = job.successor if job.cancelled else copy.copy(job)
+            job.cancelled = True
+            if fresh is None or fresh.cancelled:
+                return
+            if fresh is not job.successor:
+                fresh.running, fresh.stuck = False, Stuck(thread, reading)
+                self._jobs[job.definition.id] = fresh
+            self._push(fresh)
+
     def stop(self) -> None:
         """Ends the leader's sleep for good."""
         self._stopping = True
@@ -148,28 +176,36 @@ class Collector:
 
     # -- the turn
 
-    def step(self) -> float:
-        """Waits for the next due job and runs it."""
+    def step(self, idle: Callable[[], AbstractContextManager[None]] = nullcontext) -> float:
+        """Waits for the next due job, which is rest and happens inside `idle`, and runs it."""
+        with idle():
+            job, alone = self._take()
+        if job is None:
+            return 1.0
+        if alone:
+            self._grow()
+        me = threading.current_thread()
+        self._runs[me] = job
+        try:
+            self._run(job, me)
+        finally:
+            with self._lock:
+                if self._runs.pop(me, None):  # else it was given up meanwhile, and another thread goes on
+                    job.running = False
+                    following = job.successor if job.cancelled else job
+                    if following and not following.cancelled:
+                        self._push(following)
+        return 0.0
+
+    def _take(self) -> tuple[Job | None, bool]:
+        """The next due job, and whether all threads are busy now."""
         with self._lock:
             self._idle += 1
         with self._leader:
             job = self._next()
         with self._lock:
             self._idle -= 1
-            alone = self._idle == 0
-        if job is None:
-            return 1.0
-        if alone:
-            self._grow()
-        try:
-            self._run(job)
-        finally:
-            with self._lock:
-                job.running = False
-                following = job.successor if job.cancelled else job
-                if following and not following.cancelled:
-                    self._push(following)
-        return 0.0
+            return job, self._idle == 0
 
     def _next(self) -> Job | None:
         """The leader's sleep; None when the collector stops."""
@@ -189,29 +225,38 @@ class Collector:
         if self._heap[0][2] is job:
             self._alarm.ring()
 
-    def _run(self, job: Job) -> None:
+    def _run(self, job: Job, me: Thread) -> None:
         now = self._clock.monotonic()
         try:
             if not job.reusable(now):
-                self._read(job, late=max(0.0, now - job.due))
+                self._read(job, late=max(0.0, now - job.due), me=me)
             now = self._clock.monotonic()
             verdict = job.verdict
             if verdict and not job.cancelled and (verdict.status != job.pushed or job.push.is_due(now)):
                 self._emit(job, verdict)
         finally:
-            skipped = job.advance(self._clock.monotonic())
-            if skipped:
-                self._listener.skipped(job.definition, skipped)
+            if me in self._runs:
+                skipped = job.advance(self._clock.monotonic())
+                if skipped:
+                    self._listener.skipped(job.definition, skipped)
 
-    def _read(self, job: Job, late: float) -> None:
-        reading = self._look(job.definition)
+    def _read(self, job: Job, late: float, me: Thread) -> None:
+        reading = self._look_at(job)
+        if me not in self._runs:
+            return  # given up while it hung
         job.read_at, job.stamp = self._clock.monotonic(), iso(self._clock.now())
         before, job.reading = job.reading, reading
-        job.verdict = judge(reading, job.definition.thresholds, self._on_target_fault)
+        job.verdict = judge(reading, job.definition.thresholds, self.on_target_fault)
         job.unused = True
         self._listener.ran(job.definition, reading, late)
         if reading.reason and (before is None or before.reason != reading.reason):
             log.info("Metric %s (%s) gives no value: %s", job.definition.id, job.definition.source_type, _why(reading))
+
+    def _look_at(self, job: Job) -> Reading:
+        if job.stuck and job.stuck.thread.is_alive():
+            return job.stuck.reading
+        job.stuck = None
+        return self._look(job.definition)
 
     def _emit(self, job: Job, verdict: Verdict) -> None:
         sample = Sample(job.definition.id, verdict.value, job.stamp, verdict.status, verdict.reason)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from observer_agent import __version__, config
-from observer_agent.clock import Clock, iso
+from observer_agent.clock import Clock
 from observer_agent.config import Settings
 from observer_agent.definitions import number, understand, understand_all
 from observer_agent.errors import DocumentError, UsageError
@@ -29,15 +29,25 @@ def run(file: Path | None) -> int:
     """Runs the agent until a signal; returns the exit code. Raises ConfigError."""
     from observer_agent import dashboard
     from observer_agent.agent import Agent
+    from observer_agent.notify import Notifier
+    from observer_agent.status import line
 
-    settings = config.load(os.environ, file or config.usual_file())
+    env = dict(os.environ)
     clock, redact = Clock(), Redactor()
-    redact.add(*secrets(settings))
+    notifier = Notifier(env, clock)
+
+    def reread() -> tuple[Settings, Mapping[str, str]]:
+        fresh = config.renewed(env)
+        settings = config.load(fresh, file or config.usual_file())
+        redact.add(*secrets(settings))
+        return settings, fresh
+
+    settings, _ = reread()
     logs = configure(settings.log_format, settings.verbose, clock, redact)
-    agent = Agent(settings, clock, logs, os.environ)
+    agent = Agent(settings, clock, logs, env, reread=reread)
     page = dashboard.serve(agent)
     try:
-        return agent.run()
+        return agent.run(notifier, lambda: line(agent))
     finally:
         if page:
             page.stop()
@@ -224,8 +234,8 @@ def _ask_cloud(settings: Settings) -> dict[str, Any]:
 
     clock, redact = Clock(), Redactor()
     redact.add(*secrets(settings))
-    connect = DIALECTS[settings.cloud_dialect](settings, iso(clock.now()), __version__, clock, redact)
-    cloud = connect()
+    # Without a start time: one of its own would be newer than the running agent's, and fence it out of its own key.
+    cloud = DIALECTS[settings.cloud_dialect](settings, None, __version__, clock=clock, redact=redact).connect()
     answer = cloud.definitions()
     cloud.leave()
     found: dict[str, Any] = {"ok": answer.rows is not None, "status": answer.status, "text": answer.text}

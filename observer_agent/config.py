@@ -95,6 +95,13 @@ def environment(env: Mapping[str, str], folder: Path = FOLDER) -> dict[str, str]
     return {**out, **env}
 
 
+def renewed(env: Mapping[str, str]) -> dict[str, str]:
+    """The environment at a reload: what `agent.env` says by now, which the unit's ExecReload hands over, wins."""
+    folder = env.get("RUNTIME_DIRECTORY", "")
+    file = Path(folder, "agent.env")
+    return {**env, **read_env_file(file)} if folder and file.exists() else dict(env)
+
+
 def read_env_file(file: Path) -> dict[str, str]:
     """The assignments of a file in the form of systemd's EnvironmentFile; raises ConfigError where it is unreadable."""
     try:
@@ -136,8 +143,8 @@ def read_key(given: Mapping[str, str], env: Mapping[str, str]) -> str:
     Raises ConfigError.
     """
     text, source = _find_key(env)
-    credential = Path(env.get("CREDENTIALS_DIRECTORY") or "/nonexistent", "agent_key")
-    if not text and credential.exists():
+    credential = _find_credential(env)
+    if not text and credential:
         source = "credential agent_key"
         text = _read_key_file(source, credential)
         text = "" if text == "unset" else text
@@ -148,6 +155,13 @@ def read_key(given: Mapping[str, str], env: Mapping[str, str]) -> str:
     if not _KEY.fullmatch(text):
         raise ConfigError(source, "(hidden)", "the key must be 1 to 256 printable ASCII characters without blanks")
     return text
+
+
+def _find_credential(env: Mapping[str, str]) -> Path | None:
+    """systemd's credential, which it copies at a start; first the copy that a reload has brought, if there is one."""
+    folders = [env[name] for name in ("RUNTIME_DIRECTORY", "CREDENTIALS_DIRECTORY") if env.get(name)]
+    files = [Path(folder, "agent_key") for folder in folders]
+    return next((file for file in files if file.exists()), None)
 
 
 def _find_key(given: Mapping[str, str]) -> tuple[str, str]:

@@ -166,6 +166,10 @@ class Logs:
         self._handlers = handlers
         self._tail = tail
 
+    def verbose(self, on: bool) -> None:
+        """Writes debug lines from now on, or no longer."""
+        logging.getLogger("observer_agent").setLevel(logging.DEBUG if on else logging.INFO)
+
     def tail(self) -> list[dict[str, str]]:
         """The last lines, oldest first: level, message, timestamp."""
         return list(self._tail.lines)

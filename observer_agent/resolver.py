@@ -1,7 +1,7 @@
 """Names to addresses within a deadline, though `getaddrinfo` cannot be cancelled.
 
-IP literals are answered inline. A name is looked up by one of at most 64 daemon threads, made when they are needed;
-everybody who asks for the same name meanwhile shares that lookup. 16 of the threads are kept for names whose last
+IP literals are answered inline. A name is looked up by one of at most 40 daemon threads, made when they are needed;
+everybody who asks for the same name meanwhile shares that lookup. A quarter of them is kept for names whose last
 lookup succeeded, so that hanging names cannot starve the good ones. When no thread is to be had the answer is
 `dns_overloaded`, at once.
 """
@@ -17,8 +17,7 @@ from typing import NamedTuple
 from observer_agent.clock import Alarm, Clock
 from observer_agent.worker import spawn
 
-THREADS = 64
-RESERVED = 16
+THREADS = 40
 GOOD_NAMES = 4096
 
 
@@ -49,9 +48,12 @@ class _Lookup:
 class Resolver:
     """Safe from any thread. `lookup` is getaddrinfo unless a test hands in another."""
 
-    def __init__(self, clock: Clock, lookup: Callable[[str], tuple[Address, ...]] | None = None) -> None:
+    def __init__(
+        self, clock: Clock, lookup: Callable[[str], tuple[Address, ...]] | None = None, *, threads: int = THREADS
+    ) -> None:
         self._clock = clock
         self._lookup = lookup or system_lookup
+        self._threads, self._reserved = threads, threads // 4
         self._lock = threading.Lock()
         self._running: dict[str, _Lookup] = {}
         self._good: OrderedDict[str, None] = OrderedDict()
@@ -80,7 +82,7 @@ class Resolver:
         with self._lock:
             lookup = self._running.get(name)
             if lookup is None:
-                free = THREADS - len(self._running) - (0 if name in self._good else RESERVED)
+                free = self._threads - len(self._running) - (0 if name in self._good else self._reserved)
                 if free <= 0:
                     raise ResolveError("dns_overloaded", "too many lookups hang")
                 lookup = self._running[name] = _Lookup()

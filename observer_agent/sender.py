@@ -131,6 +131,7 @@ class Sender:
         self._beats = False
         self._warn = Throttle(clock, WARN)
         self._warn_fenced = Throttle(clock, FENCED_WARN)
+        self._retired = False
         self.wake: Callable[[], object] = lambda: None
         self.on_accepted: Callable[[int], object] = lambda n: None
         self.last_push: float | None = None
@@ -165,6 +166,17 @@ class Sender:
             self._cloud.hurry(left)
             pause = self.step()
 
+    def successor(self, cloud: Cloud) -> Sender:
+        """Another sender in place of this one, whose thread hangs: this one will touch no row any more."""
+        self._retired = True
+        fresh = Sender(self._queue, cloud, self._clock, self._random)
+        fresh.wake, fresh.on_accepted = self.wake, self.on_accepted
+        fresh.last_push, fresh.fenced_by, fresh.refused = self.last_push, self.fenced_by, self.refused
+        return fresh
+
+    def _is_retired(self) -> bool:
+        return self._retired
+
     # -- the turn
 
     def step(self) -> float:
@@ -181,9 +193,12 @@ class Sender:
 
     def _turn(self) -> float:
         batch = self._peek()
-        if batch is None:
+        if batch is None or self._is_retired():
             return IDLE
-        answer = self.last_answer = self._cloud.deliver(batch)
+        answer = self._cloud.deliver(batch)
+        if self._is_retired():
+            return IDLE  # it hung: the rows are another sender's now, and the cloud skips those that it has
+        self.last_answer = answer
         return self._ANSWERS[answer.fate](self, batch, answer)
 
     def _peek(self) -> Batch | None:

@@ -1,48 +1,157 @@
-"""The agent's state as one JSON object: what `/api/state` and `status --json` show. Reads, changes nothing."""
+"""The agent's state as one JSON object: what `/api/state` and `status --json` show. Reads, changes nothing.
+
+Texts from outside are redacted here and cut; no query, header or key is among them. Any thread may call.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import socket
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from observer_agent import __version__
 from observer_agent.agent import Agent
 from observer_agent.clock import iso
 from observer_agent.collector import Job
-from observer_agent.config import origin
+from observer_agent.config import VARIABLES, Settings, masked, origin
+
+OLDEST_MAX = 300.0  # seconds for which a sample may wait while everything is well
+SILENCE_MAX = 90.0  # seconds without an answered heartbeat
+TEXT_MAX = 200
+SHOWN = (
+    "AGENT_KEY_FILE CLOUD_SERVER_URL CLOUD_DIALECT DEFINITIONS_FILE PROMETHEUS_SERVER_URL "
+    "PROMETHEUS_BASIC_AUTH_ENABLED PROBE_FAILURE_STATUS PROBE_ENV_ALLOW BUFFER_PATH BUFFER_MAX_ROWS BUFFER_MAX_BYTES "
+    "BUFFER_MAX_AGE BUFFER_SYNC SKIP_SSL_VERIFICATION VERBOSE LOG_FORMAT BROADCAST_LOGS LOG_BROADCAST_LEVEL "
+    "ENABLE_DEBUG_DASHBOARD DEBUG_DASHBOARD_HOST DEBUG_DASHBOARD_PORT"
+).split()  # whose values are shown, masked; of secrets whether they are set, of all others nothing
 
 
-def state(agent: Agent) -> dict[str, Any]:
-    """`{process, cloud, queue, workers, definitions, losses}`; seconds, bytes, ISO timestamps."""
+def state(agent: Agent, history: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`{summary, counts, process, cloud, queue, workers, definitions, losses, history, log, configuration}`.
+
+    Seconds, bytes, ISO timestamps. docs/dashboard.md names every field.
+    """
+    definitions = [_job(agent, job) for each in agent.collectors().values() for job in each.jobs()]
+    counts = Counter(each["status"] or "not_yet" for each in definitions)
+    cloud = _cloud(agent)
     return {
+        "summary": summary(cloud["problem"], unwell(agent), counts),
+        "counts": dict(counts),
         "process": _process(agent),
-        "cloud": _cloud(agent),
+        "cloud": cloud,
         "queue": _queue(agent),
         "workers": [_worker(agent, name) for name in sorted(agent.supervisor.workers)],
-        "definitions": [_job(agent, job) for each in agent.collectors().values() for job in each.jobs()],
+        "definitions": definitions,
         "losses": agent.queue.lost(),
+        "history": dict(history or {}),
+        "log": agent.logs.tail(),
+        "configuration": configuration(agent.settings),
     }
+
+
+def summary(problem: str | None, unwell: str | None, counts: Mapping[str, int]) -> str:
+    """The whole state in one sentence."""
+    total = sum(counts.values())
+    order = ("unhealthy", "degraded", "no_data", "healthy", "not_yet")
+    parts = [f"{counts[name]:,} {name.replace('_', ' ')}" for name in order if counts.get(name)]
+    known = f"{total:,} definition{'' if total == 1 else 's'}" + (f": {', '.join(parts)}" if parts else "")
+    head = f"NOT delivering: {problem}" if problem else "Delivering"
+    return f"{head}{f', but {unwell}' if unwell and not problem else ''}. {known}."
 
 
 def problem(agent: Agent) -> str | None:
     """Why the agent is not delivering, in one line; None when it is."""
-    orders = agent.heartbeat.last_orders
-    if agent.sender.fenced_by:
-        return f"another process, started at {agent.sender.fenced_by}, uses this agent's key"
-    if orders is None:
-        return "no heartbeat has been answered yet"
-    if not orders.ok:
-        return f"the cloud does not take heartbeats (status {orders.status}: {orders.text})"
-    if agent.sender.failing_since is not None:
-        answer = agent.sender.last_answer
-        return f"the cloud does not take samples (status {answer.status}: {answer.text})" if answer else "no answer"
+    for find in (_fenced, _file, _heartbeats, _samples, _waiting):
+        line = find(agent)
+        if line:
+            return agent.logs.redact(line)
     return None
+
+
+def unwell(agent: Agent) -> str | None:
+    """Which workers do not work, in one line; None when all do."""
+    dead, hung = dead_workers(agent), hung_workers(agent)
+    lines = [f"workers that do not run: {', '.join(dead)}"] if dead else []
+    lines += [f"workers that hang: {', '.join(hung)}"] if hung else []
+    return "; ".join(lines) or None
+
+
+def line(agent: Agent) -> str:
+    """How it is, for `systemctl status`: what waits, the last push, and why it does not deliver."""
+    pushed = f"last push {_when(agent.sender.last_push)}" if agent.sender.last_push else "no push yet"
+    why = problem(agent)
+    return f"{agent.queue.depth} of {agent.queue.capacity} wait, {pushed}" + (f"; NOT delivering: {why}" if why else "")
 
 
 def dead_workers(agent: Agent) -> list[str]:
     """The names of workers whose thread does not run."""
     return [name for name, worker in list(agent.supervisor.workers.items()) if not worker.alive]
+
+
+def hung_workers(agent: Agent) -> list[str]:
+    """The names of workers whose turn takes longer than any may."""
+    return [name for name, worker in list(agent.supervisor.workers.items()) if worker.alive and worker.hung]
+
+
+def configuration(settings: Settings) -> dict[str, str]:
+    """The settings of the allow-list with their values masked; secrets as set or unset."""
+    values = masked(settings)
+    shown = {name: mask(values[name]) for name in SHOWN}
+    secrets = {name: values[name] for name, row in VARIABLES.items() if row.secret}
+    return {name: value for name in VARIABLES if (value := shown.get(name) or secrets.get(name))}
+
+
+def mask(value: str) -> str:
+    """First four and last four characters; nothing of a value of at most eight."""
+    if not value:
+        return "(unset)"
+    return f"{value[:4]}…{value[-4:]}" if len(value) > 8 else "****"
+
+
+# -- what may be wrong, the nearest cause first
+
+
+def _fenced(agent: Agent) -> str | None:
+    by = agent.sender.fenced_by
+    return f"another process, started at {by}, uses this agent's key" if by else None
+
+
+def _file(agent: Agent) -> str | None:
+    kept, _ = agent.keeper.waiting()
+    return f"the queue file takes no verdicts; the newest of {kept} definitions wait in memory" if kept else None
+
+
+def _heartbeats(agent: Agent) -> str | None:
+    orders, last = agent.heartbeat.last_orders, agent.heartbeat.last_ok
+    if orders is None:
+        return "no heartbeat has been answered yet"
+    if not orders.ok:
+        what = "this key" if orders.status in (401, 403) else "heartbeats"
+        return f"the cloud does not take {what} ({_said(orders.status, orders.text)})"
+    silent = agent.clock.now() - last if last is not None else 0.0
+    return f"no heartbeat has been answered for {silent:.0f} s" if silent > SILENCE_MAX else None
+
+
+def _samples(agent: Agent) -> str | None:
+    if agent.sender.failing_since is None:
+        return None
+    answer = agent.sender.last_answer
+    return f"the cloud does not take samples ({_said(answer.status, answer.text)})" if answer else "no answer"
+
+
+def _waiting(agent: Agent) -> str | None:
+    age, depth = agent.queue.oldest_age(), agent.queue.depth
+    return f"{depth} samples wait, the oldest for {age:.0f} s" if depth and age > OLDEST_MAX else None
+
+
+def _said(status: int, text: str) -> str:
+    return f"status {status}: {text}" if status else text or "no answer"
+
+
+# -- the parts
 
 
 def _process(agent: Agent) -> dict[str, Any]:
@@ -52,11 +161,12 @@ def _process(agent: Agent) -> dict[str, Any]:
         "hostname": socket.gethostname(),
         "started_at": agent.started_at,
         "uptime_seconds": round(agent.uptime(), 3),
+        "now": iso(agent.clock.now()),
     }
 
 
 def _cloud(agent: Agent) -> dict[str, Any]:
-    why = problem(agent)
+    why, redact = problem(agent), agent.logs.redact
     beat, sender, definitions = agent.heartbeat, agent.sender, agent.definitions
     failing = sender.failing_since
     return {
@@ -71,7 +181,7 @@ def _cloud(agent: Agent) -> dict[str, Any]:
         "last_heartbeat_at": _when(beat.last_ok),
         "definitions_version": definitions.version,
         "last_definitions_at": _when(definitions.last_ok),
-        "definitions_problem": definitions.last_text or None,
+        "definitions_problem": redact(definitions.last_text) or None,
     }
 
 
@@ -98,6 +208,7 @@ def _worker(agent: Agent, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "alive": worker.alive,
+        "hung": worker.hung,
         "restarts": worker.restarts,
         "turns": worker.turns,
         "busy_seconds": round(agent.clock.monotonic() - busy, 3) if busy is not None else 0,
@@ -106,21 +217,28 @@ def _worker(agent: Agent, name: str) -> dict[str, Any]:
 
 def _job(agent: Agent, job: Job) -> dict[str, Any]:
     definition, reading, verdict = job.definition, job.reading, job.verdict
+    redact = agent.logs.redact
     return {
         "id": definition.id,
-        "title": definition.title,
+        "title": redact(definition.title)[:TEXT_MAX],
         "source_type": definition.source_type,
         "status": verdict.status if verdict else None,
-        "value": reading.value if reading else None,
-        "reason": reading.reason if reading else None,
+        "value": reading.value if reading and _is_finite(reading.value) else None,
+        "reason": (reading.reason or (verdict.reason if verdict else None)) if reading else None,
         "fault": reading.fault if reading else None,
-        "detail": {k: str(v)[:200] for k, v in reading.detail.items()} if reading else {},
+        "detail": {k: redact(str(v))[:TEXT_MAX] for k, v in reading.detail.items()} if reading else {},
         "phases": dict(reading.phases) if reading else {},
         "duration_ms": reading.duration_ms if reading else None,
+        "interval_seconds": definition.interval,
         "last_run_at": job.stamp or None,
         "next_run_in_seconds": round(max(0.0, job.due - agent.clock.monotonic()), 3),
-        "problem": definition.problem.text if definition.problem else None,
+        "problem": redact(definition.problem.text) if definition.problem else None,
     }
+
+
+def _is_finite(value: float | None) -> bool:
+    """JSON has no word for the others."""
+    return value is not None and math.isfinite(value)
 
 
 def _when(moment: float | None) -> str | None:

@@ -90,8 +90,11 @@ class Site:
             rows += [{**row, "metric_id": metric} for row in found]
         return rows
 
+    def hub_agents(self) -> list[dict]:
+        return get(self.hub.port, "/api/v1/agents")["agents"]
+
     def hub_agent(self) -> dict:
-        (agent,) = get(self.hub.port, "/api/v1/agents")["agents"]
+        (agent,) = self.hub_agents()
         return agent
 
     def waiting(self) -> set[tuple[str, int]]:

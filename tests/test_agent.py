@@ -154,7 +154,7 @@ def test_a_crowd_of_due_probes_never_exceeds_the_pool_and_every_thread_is_in_car
     cloud.definitions = [definition(f"m{n}", target) for n in range(60)]
     agent = start()
     cloud.until(lambda: len({row["metric_id"] for row in cloud.rows}) == 60)
-    pool = agent._pools["tcp"]
+    pool = agent.pools.workers()["tcp"]
     names = {name for name in agent.supervisor.workers if name.startswith("probe-tcp-")}
     running = {t.name for t in threading.enumerate() if t.name.startswith("probe-tcp-")}
     assert len(pool) <= POOL_MAX and {worker.name for worker in pool} == names == running

@@ -11,13 +11,13 @@ ROOT = Path(observer_agent.__file__).parent
 FLOORS = {
     0: ("errors", "clock", "model"),
     1: (
-        "config logs selfmetrics backoff transport resolver verdict worker "
+        "config logs notify selfmetrics backoff transport resolver verdict worker "
         "queuefile accounts rows space rawpages rawrecords salvage nodes document"
     ).split(),
     2: ("probes", "diskqueue", "clouds"),
     3: ("collector", "sender", "heartbeat", "definitions", "broadcast", "keeper"),
-    4: ("agent",),
-    5: "status dashboard hub commands queuerows queueaccess queuelook queuechange show demo".split(),
+    4: ("agent", "pools"),
+    5: "status dashboard hub commands queuerows queueaccess queuelook queuechange show watching doctor demo".split(),
     6: ("cli", "__main__"),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -7,28 +7,49 @@ from typing import TYPE_CHECKING
 
 from observer_agent.clock import Clock
 from observer_agent.clouds import observer
+from observer_agent.clouds._access import Access, Line
 from observer_agent.logs import Redactor
-from observer_agent.resolver import Resolver
-from observer_agent.transport import Transport
 
 if TYPE_CHECKING:
     from observer_agent.config import Settings
 
-Connect = Callable[[], observer.Observer]
+ReadKey = Callable[[], str]
 
 
-def connect_observer(settings: Settings, started_at: str, version: str, clock: Clock, redact: Redactor) -> Connect:
-    """A maker of connections to an Observer cloud; each caller gets one of its own, the notice is shared."""
-    notice = observer.Notice(clock)
-    resolver = Resolver(clock)
-    lines = observer.headers(settings.agent_key, started_at, version)
+class ObserverDialect:
+    """Makes connections to an Observer cloud: each thread gets one of its own; access and notice are shared.
 
-    def connect() -> observer.Observer:
-        verify = not settings.skip_ssl_verification
-        transport = Transport(settings.cloud_server_url, lines, clock=clock, resolver=resolver, verify=verify)
-        return observer.Observer(transport, clock, notice, redact)
+    `started_at` goes out with every request; None leaves the header away, for a command that is no agent.
+    """
 
-    return connect
+    def __init__(
+        self,
+        settings: Settings,
+        started_at: str | None,
+        version: str,
+        *,
+        clock: Clock,
+        redact: Redactor,
+        read_key: ReadKey | None = None,
+    ) -> None:
+        self._clock = clock
+        self._redact = redact
+        self._notice = observer.Notice(clock)
+        self._access = Access(
+            settings,
+            lambda key: observer.headers(key, started_at, version),
+            clock=clock,
+            redact=redact,
+            read_key=read_key,
+        )
+
+    def connect(self) -> observer.Observer:
+        """A connection for one thread."""
+        return observer.Observer(Line(self._access), self._clock, self._notice, self._redact)
+
+    def renew(self, settings: Settings) -> None:
+        """Every connection uses these settings, and reads its file of CAs again, from its next call on."""
+        self._access.renew(settings)
 
 
-DIALECTS = {"observer": connect_observer}
+DIALECTS = {"observer": ObserverDialect}

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from observer_agent import backoff
 from observer_agent.clock import Clock
 from observer_agent.logs import Throttle
 from observer_agent.model import Answer, Batch, DefinitionSet, Fate, Health, Ledger, Orders, Reject
-from observer_agent.transport import CALL_SECONDS, Reply, Transport
+from observer_agent.transport import CALL_SECONDS, Reply
 
 log = logging.getLogger(__name__)
 
@@ -28,14 +28,27 @@ VERSION_MAX = 128
 DELIVERY_MAX = 20
 
 
-def headers(key: str, started_at: str, version: str) -> dict[str, str]:
-    """The headers of every request."""
-    return {
-        "Content-Type": "application/json",
-        "Agent-Key": key,
-        "Agent-Started-At": started_at,
-        "User-Agent": f"observer-agent/{version}",
-    }
+class Calls(Protocol):
+    """What carries the calls: a `Transport`, or a line that follows a changing access."""
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        seconds: float = CALL_SECONDS,
+    ) -> Reply:
+        """One request and its answer within `seconds`."""
+
+    def close(self) -> None:
+        """Closes the kept connection."""
+
+
+def headers(key: str, started_at: str | None, version: str) -> dict[str, str]:
+    """The headers of every request; without a start time the sender is no process of an agent."""
+    found = {"Content-Type": "application/json", "Agent-Key": key, "User-Agent": f"observer-agent/{version}"}
+    return {**found, "Agent-Started-At": started_at} if started_at else found
 
 
 class Notice:
@@ -55,7 +68,7 @@ class Notice:
 class Observer:
     """One connection to an Observer cloud."""
 
-    def __init__(self, transport: Transport, clock: Clock, notice: Notice, redact: Callable[[str], str] = str) -> None:
+    def __init__(self, transport: Calls, clock: Clock, notice: Notice, redact: Callable[[str], str] = str) -> None:
         self._transport = transport
         self._clock = clock
         self._notice = notice

@@ -40,9 +40,9 @@ class Hub:
         """Whether the process lives."""
         return self._process is not None and self._process.poll() is None
 
-    def create_key(self) -> str:
-        """A key for the agent."""
-        command = self._command("key", "create", "demo")
+    def create_key(self, name: str = "demo") -> str:
+        """A key for an agent."""
+        command = self._command("key", "create", name)
         made = subprocess.run(command, env=self._env(), capture_output=True, text=True, start_new_session=True)
         if made.returncode:
             raise UsageError(f"the hub made no key: {made.stderr.strip()[-500:]}")

@@ -1,0 +1,135 @@
+"""Where the cloud is and by which key: shared by all connections of an agent, and renewed while they are in use.
+
+A `Line` belongs to one thread, as its `Transport` does, and makes a new one when the access has changed since its last
+call. An answer of 401 makes it read the key again: a rotated key is used at once, whoever wrote it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from observer_agent.clock import Clock
+from observer_agent.errors import ConfigError
+from observer_agent.logs import Redactor, Throttle
+from observer_agent.resolver import Resolver
+from observer_agent.transport import CALL_SECONDS, Reply, Transport
+
+if TYPE_CHECKING:
+    from observer_agent.config import Settings
+
+log = logging.getLogger(__name__)
+
+THREADS = 8  # lookups of the cloud's name at once
+READ_AGAIN = 5.0
+WARN = 900.0
+
+
+class Place(NamedTuple):
+    """What a transport is made from."""
+
+    url: str
+    key: str
+    verify: bool
+
+
+class Access:
+    """See the module. `read_key` reads the key as a start would; `headers` makes the headers of a key."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        headers: Callable[[str], Mapping[str, str]],
+        *,
+        clock: Clock,
+        redact: Redactor,
+        read_key: Callable[[], str] | None = None,
+    ) -> None:
+        self._headers = headers
+        self._clock = clock
+        self._redact = redact
+        self._read_key = read_key
+        self._resolver = Resolver(clock, threads=THREADS)
+        self._lock = threading.Lock()
+        self._read_after = 0.0
+        self._warn = Throttle(clock, WARN)
+        self.place = _place(settings)
+        self.generation = 0
+
+    def renew(self, settings: Settings) -> None:
+        """Every line makes a new transport at its next call: other settings, or a file of CAs that has changed."""
+        with self._lock:
+            self._go(_place(settings))
+
+    def key_refused(self, key: str) -> bool:
+        """The cloud has answered 401 to `key`: whether there is another one by now."""
+        with self._lock:
+            now = self._clock.monotonic()
+            if self.place.key == key and self._read_key and now >= self._read_after:
+                self._read_after = now + READ_AGAIN
+                self._look(self._read_key)
+            return self.place.key != key
+
+    def transport(self) -> Transport:
+        """A transport to the place as it is now."""
+        url, key, verify = self.place
+        return Transport(url, self._headers(key), clock=self._clock, resolver=self._resolver, verify=verify)
+
+    def _look(self, read_key: Callable[[], str]) -> None:
+        try:
+            key = read_key()
+        except ConfigError as error:
+            if self._warn.ready():
+                log.warning("The cloud refuses the key, and no other can be read: %s", error)
+            return
+        if key != self.place.key:
+            log.info("The cloud refuses the key; the one that has taken its place is used from now on")
+            self._go(self.place._replace(key=key))
+
+    def _go(self, place: Place) -> None:
+        self._redact.add(place.key)
+        self.place = place
+        self.generation += 1
+
+
+class Line:
+    """A transport that follows the access; one thread calls."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._generation = access.generation
+        self._key = access.place.key
+        self._transport = access.transport()
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        seconds: float = CALL_SECONDS,
+    ) -> Reply:
+        """As `Transport.call`; after a 401, once more if there is another key."""
+        self._follow()
+        reply = self._transport.call(method, path, body, headers, seconds)
+        if reply.status != 401 or not self._access.key_refused(self._key):
+            return reply
+        self._follow()
+        return self._transport.call(method, path, body, headers, seconds)
+
+    def close(self) -> None:
+        """Closes the kept connection."""
+        self._transport.close()
+
+    def _follow(self) -> None:
+        if self._generation == self._access.generation:
+            return
+        self._transport.close()
+        self._generation, self._key = self._access.generation, self._access.place.key
+        self._transport = self._access.transport()
+
+
+def _place(settings: Settings) -> Place:
+    return Place(settings.cloud_server_url, settings.agent_key, not settings.skip_ssl_verification)
