@@ -111,7 +111,10 @@ class Agent:
         self.sender.on_accepted = lambda n: metrics.samples_accepted.inc(n)
         metrics.queue_depth.set_function(lambda: queue.depth)
         metrics.queue_oldest_age.set_function(queue.oldest_age)
+        metrics.queue_bytes.set_function(lambda: queue.size_bytes)
         metrics.queue_capacity.set(queue.capacity)
+        metrics.last_push.set_function(lambda: self.sender.last_push or 0)
+        metrics.last_heartbeat.set_function(lambda: self.heartbeat.last_ok or 0)
         self.broadcast = Broadcast(self._clouds["log"], self.clock, self.settings.log_broadcast_level)
 
     def _count_loss(self, reason: Loss, n: int) -> None:

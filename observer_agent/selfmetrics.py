@@ -5,7 +5,9 @@ The names are an interface: docs/metrics.md lists them, tests/test_docs.py holds
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+import threading
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 
 from observer_agent.model import Loss
 
@@ -24,11 +26,19 @@ class SelfMetrics:
         self.probes_skipped = counter("probes_skipped", "Turns that were skipped, not caught up.", "source_type")
         self.probe_lateness = gauge("probe_lateness_seconds", "How late the last probe began.", "source_type")
         self.requests = counter("requests", "Requests to the cloud by endpoint and HTTP status.", "endpoint", "status")
-        self.worker_restarts = counter("worker_restarts", "Workers that crashed and came back.", "worker")
+        self.worker_restarts = counter("worker_restarts", "Workers that crashed or hung and were replaced.", "worker")
         self.queue_depth = gauge("queue_depth", "Samples that wait in the queue.")
         self.queue_oldest_age = gauge("queue_oldest_age_seconds", "Age of the oldest sample that waits.")
         self.queue_capacity = gauge("queue_capacity", "Most samples that the queue holds.")
+        self.queue_bytes = gauge("queue_bytes", "Size of the queue's files on disk.")
         self.definitions = gauge("definitions", "Definitions that are applied.")
+        self.delivering = gauge("delivering", "1 while heartbeats and samples are taken, 0 while something is wrong.")
+        self.last_push = gauge("last_push_timestamp_seconds", "When the cloud last took samples; 0 before that.")
+        self.last_heartbeat = gauge(
+            "last_heartbeat_timestamp_seconds", "When the cloud last took a heartbeat; 0 before that."
+        )
+        gauge("threads", "Threads of the process.").set_function(threading.active_count)
+        ProcessCollector(registry=self.registry)
         self._gauge("build_info", "1, with the version as label.", "version").labels(version).set(1)
         for reason in Loss:
             self.samples_lost.labels(reason.value)
