@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SECONDS_ARG := $(if $(SECONDS_TO_RUN),--seconds $(SECONDS_TO_RUN),)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench prove clean
+.PHONY: help demo test check format bench prove packages clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ bench: $(STAMP) ## figures of this machine, as ratios against named peers
 
 prove: $(STAMP) ## the long proofs: kills by the thousand and the like
 	$(BIN)/python -X dev -m pytest -q -m prove $(ARGS)
+
+packages: $(STAMP) ## the .deb, the .rpm and the wheel, into dist/
+	$(BIN)/python packaging/build.py $(ARGS)
 
 clean: ## take away what the targets above have made
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

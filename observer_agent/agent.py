@@ -165,6 +165,9 @@ class Agent:
         names = ", ".join(sorted(name.upper() for name in changed & LIVE)) or "no setting"
         log.info("The settings were read again: %s changed", names)
         self.definitions.refresh()
+        self.heartbeat.soon()  # one that succeeds ends the sender's wait as well
+        for worker in self._named("beat"):
+            worker.wake()
 
     def _use(self, settings: Settings, env: Mapping[str, str]) -> None:
         self.logs.verbose(settings.verbose)

@@ -2,7 +2,8 @@
 
 A `Transport` keeps one `requests` session with its connection, and belongs to one thread. The deadline covers
 resolving, connecting, TLS, sending and every byte of the answer, because each socket operation gets what is left of
-it. Redirects are never followed. Proxies and the CA bundle of the environment are read once, when it is made.
+it. Redirects are never followed. Proxies and the CA bundle of the environment are read once, when it is made; without
+a bundle the machine's own authorities count, and where it has none those that `requests` brings.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.cookiejar import DefaultCookiePolicy
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -66,6 +68,14 @@ class Deadline:
         return left
 
 
+def system_authorities(paths: ssl.DefaultVerifyPaths | None = None) -> str | None:
+    """Where the machine keeps the authorities that it trusts: a file, or a directory that holds some; else None."""
+    found = paths or ssl.get_default_verify_paths()
+    if found.cafile:
+        return found.cafile
+    return found.capath if found.capath and any(Path(found.capath).glob("*.0")) else None
+
+
 class Transport:
     """Calls one cloud. `headers` go out with every request; `verify` is False only by the operator's wish."""
 
@@ -88,7 +98,7 @@ class Transport:
         session.headers.update({"Accept": "application/json", **headers})
         session.proxies = dict(requests.utils.get_environ_proxies(base_url))
         bundle = env.get("REQUESTS_CA_BUNDLE") or env.get("CURL_CA_BUNDLE")
-        session.verify = (bundle or True) if verify else False
+        session.verify = (bundle or system_authorities() or True) if verify else False
         if not verify:
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         session.mount("http://", _Adapter(self._deadline))

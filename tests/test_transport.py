@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from contextlib import contextmanager, suppress
 
@@ -10,7 +11,7 @@ import pytest
 
 from observer_agent.clock import Clock
 from observer_agent.resolver import ResolveError, Resolver
-from observer_agent.transport import Transport
+from observer_agent.transport import Transport, system_authorities
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 KEY = "obs_live_canary"
@@ -260,3 +261,12 @@ def test_tls_is_verified_and_the_private_ca_of_the_environment_is_used(transport
 def test_no_error_shows_the_key(transport):
     with scripted([b""]) as (url, _):
         assert KEY not in transport(url).call("GET", "/").error
+
+
+def test_the_machines_own_authorities_count(tmp_path):
+    nothing = ssl.get_default_verify_paths()._replace(cafile=None, capath=None)
+    assert system_authorities(nothing) is None
+    assert system_authorities(nothing._replace(capath=str(tmp_path))) is None, "an empty directory is no trust"
+    (tmp_path / "ab12cd34.0").touch()
+    assert system_authorities(nothing._replace(capath=str(tmp_path))) == str(tmp_path)
+    assert system_authorities(nothing._replace(cafile="/ca.pem", capath=str(tmp_path))) == "/ca.pem"
