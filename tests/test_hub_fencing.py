@@ -98,7 +98,8 @@ def test_a_heartbeat_of_an_older_process_changes_the_flag_alone(hub: TestHub) ->
     hub.clock.advance(20)
     ledger = {"queue_id": "0b9f5a52-7f0e-4c3b-9a50-3f6f6f1f5d01", "given": 9, "accepted": 9, "pending": 0, "lost": {}}
     assert hub.beat({"queue_depth": 9, "version": "1.0.0", "delivery": [ledger]}, OLDER).status_code == 200
-    assert hub.agent() == {**before, "duplicate_key": True}
+    alert = {"type": "agent.duplicate_key", "opened_at": "2026-05-09T12:00:30.000Z"}
+    assert hub.agent() == {**before, "duplicate_key": True, "alerts": [alert]}
 
 
 def test_the_flag_goes_ten_minutes_after_the_last_sign(hub: TestHub) -> None:

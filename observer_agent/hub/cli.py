@@ -98,17 +98,21 @@ def serving(file: Path | None, host: str, port: int) -> Iterator[str]:
     from observer_agent.clock import Clock
     from observer_agent.hub import apply, server
     from observer_agent.hub.app import create_app
+    from observer_agent.hub.ticker import Ticker
 
     with opened() as (store, found):
         if file is not None:
             apply.apply_file(store, file)
         server.adopt_log()
-        running = server.Server(create_app(store, Clock(), found.token), host, port)
+        clock = Clock()
+        running, ticker = server.Server(create_app(store, clock, found.token), host, port), Ticker(store, clock)
         running.start()
+        ticker.start()
         try:
             yield running.url
         finally:
             running.stop()
+            ticker.stop()
 
 
 if __name__ == "__main__":

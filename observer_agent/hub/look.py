@@ -13,8 +13,11 @@ from sqlalchemy import Connection, RowMapping, Table, func, select
 
 from observer_agent.clock import Clock, iso
 from observer_agent.hub import schema
+from observer_agent.hub.alerts import Alerts
+from observer_agent.hub.alerts import read as read_alerts
 from observer_agent.hub.database import Database
 from observer_agent.hub.fencing import is_duplicate
+from observer_agent.hub.machines import unpack
 from observer_agent.hub.store import NO_PROBE, REVISION, UNMANAGED, Agent
 
 ONLINE_SECONDS = 90.0
@@ -51,9 +54,20 @@ class Look:
     def agents(self) -> list[dict[str, Any]]:
         """Every agent, by name."""
         with self._database.read() as conn:
-            ledgers = _by_agent(conn)
+            ledgers, alerts = _by_agent(conn), read_alerts(conn, None)
             rows = conn.execute(select(schema.agents).order_by(schema.agents.c.name)).mappings()
-            return [self._agent(row, ledgers.get(row["id"], [])) for row in rows]
+            return [self._agent(row, ledgers.get(row["id"], []), alerts.get(row["id"], {})) for row in rows]
+
+    def events(self, limit: int, agent_id: str | None = None, metric_id: str | None = None) -> list[dict[str, Any]]:
+        """The last events, newest first, of one agent or metric where one is named."""
+        events = schema.events
+        query = select(events).order_by(events.c.id.desc()).limit(limit)
+        if agent_id is not None:
+            query = query.where(events.c.agent_id == agent_id)
+        if metric_id is not None:
+            query = query.where(events.c.metric_id == metric_id)
+        with self._database.read() as conn:
+            return [_event(row) for row in conn.execute(query).mappings()]
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every metric, one entry for each agent that has pushed it, one without an agent if none has."""
@@ -75,8 +89,9 @@ class Look:
             query = select(pushes).where(pushes.c.metric_id == metric_id).order_by(pushes.c.id.desc()).limit(limit)
             return [_push(row) for row in conn.execute(query).mappings()]
 
-    def _agent(self, row: RowMapping, delivery: list[dict[str, Any]]) -> dict[str, Any]:
+    def _agent(self, row: RowMapping, delivery: list[dict[str, Any]], alerts: Alerts) -> dict[str, Any]:
         now, seen = self._clock.now(), row["last_heartbeat_at"]
+        share = unpack(row["minute_newest"], bytes(row["minute_bits"] or b""), row["minute_first"]).share(now)
         same = ("version", "uptime_seconds", "restarts", "queue_depth", "queue_oldest_age_seconds", "queue_capacity")
         return {
             "id": row["id"],
@@ -91,6 +106,8 @@ class Look:
             "taken": row["taken"],
             "duplicates": row["duplicates"],
             "delivery": delivery,
+            "uptime_pct": None if share is None else round(share * 100, 3),
+            "alerts": [{"type": s.value, "opened_at": _iso(a.opened_at)} for s, a in sorted(alerts.items())],
         }
 
     def _metric(self, row: RowMapping) -> dict[str, Any]:
@@ -153,6 +170,16 @@ def _ledger(row: RowMapping) -> dict[str, Any]:
     """An agent's report of a queue id; `unexplained` rows were accepted, says the agent, and are not here."""
     counts = {name: row[name] for name in ("queue_id", "given", "accepted", "pending")}
     return {**counts, "lost": json.loads(row["lost"]), "unexplained": max(0, row["accepted"] - int(row["n"] or 0))}
+
+
+def _event(row: RowMapping) -> dict[str, Any]:
+    """An event as a webhook tells it."""
+    return {
+        "event_type": row["event_type"],
+        "event_id": row["event_id"],
+        "occurred_at": iso(row["occurred_at"]),
+        "data": json.loads(row["data"]),
+    }
 
 
 def _push(row: RowMapping) -> dict[str, Any]:

@@ -19,6 +19,7 @@ def read_api(look: Look, token: str | None) -> Blueprint:
     face = Blueprint("read", __name__, url_prefix="/api/v1")
     face.before_request(lambda: admit_reader(token))
     face.add_url_rule("/agents", "agents", lambda: jsonify({"agents": look.agents()}))
+    face.add_url_rule("/events", "events", lambda: _events(look))
     face.add_url_rule("/metrics", "metrics", lambda: jsonify({"metrics": look.metrics()}))
     face.add_url_rule("/metrics/<path:metric_id>/pushes", "pushes", lambda metric_id: _pushes(look, metric_id))
     return face
@@ -29,6 +30,12 @@ def _pushes(look: Look, metric_id: str) -> Response:
     if found is None:
         raise NotFound("there is no such metric")
     return jsonify({"pushes": found})
+
+
+def _events(look: Look) -> Response:
+    given = request.args
+    found = look.events(_limit(given.get("limit")), given.get("agent_id"), given.get("metric_id"))
+    return jsonify({"events": found})
 
 
 def _limit(text: str | None) -> int:

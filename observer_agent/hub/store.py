@@ -22,6 +22,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from observer_agent.clock import Clock
 from observer_agent.errors import UsageError
 from observer_agent.hub import ranges, schema
+from observer_agent.hub.alerts import Judge
 from observer_agent.hub.database import Database
 from observer_agent.hub.fencing import Start, classify
 from observer_agent.hub.wire import Code, Heartbeat, Ledger, PushSequence, Reject, Row
@@ -67,9 +68,10 @@ class Managed:
 class Store:
     """The writing side of the hub."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, judge: Judge | None = None) -> None:
         self.database = database
         self._clock = clock
+        self.judge = judge or Judge()
 
     # -- keys
 
@@ -138,6 +140,7 @@ class Store:
                 agents = schema.agents
                 conn.execute(update(agents).where(agents.c.id == agent.id).values(**_facts(heartbeat, now)))
                 _keep_ledgers(conn, agent.id, heartbeat.delivery, now)
+                self.judge.heard(conn, agent.id, now)
         return start
 
     # -- definitions
@@ -190,6 +193,8 @@ class Store:
             traces = {"duplicate_seen_at": self._clock.now()}
         if traces:
             conn.execute(update(agents).where(agents.c.id == agent_id).values(**traces))
+        if start is Start.STALE:
+            self.judge.seen_double(conn, agent_id, self._clock.now())
         return start, known
 
     def _admit(self, conn: Connection, rows: list[Row]) -> tuple[list[Row], list[Reject]]:
