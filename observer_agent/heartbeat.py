@@ -53,13 +53,15 @@ class Heartbeat:
         self._retired = False
         self.sent = 0
         self.last_ok: float | None = None
+        self.heard_at: float | None = None  # the same moment on the monotonic clock
         self.last_orders: Orders | None = None
 
     def successor(self, cloud: Cloud) -> Heartbeat:
         """Another heartbeat in place of this one, whose thread hangs; it beats at once."""
         self._retired = True
         fresh = Heartbeat(cloud, self._health, self._clock, self._on_orders, self._random)
-        fresh.sent, fresh.last_ok, fresh.last_orders = self.sent, self.last_ok, self.last_orders
+        fresh.sent, fresh.last_ok, fresh.heard_at = self.sent, self.last_ok, self.heard_at
+        fresh.last_orders = self.last_orders
         return fresh
 
     def soon(self) -> None:
@@ -90,7 +92,7 @@ class Heartbeat:
         self.last_orders = orders
         if orders.ok:
             self.sent += 1
-            self.last_ok = self._clock.now()
+            self.last_ok, self.heard_at = self._clock.now(), self._clock.monotonic()
             self._told.update({ledger.queue_id: ledger for ledger in news})
             self._warn.reset()
         elif self._warn.ready():

@@ -125,13 +125,13 @@ def _file(agent: Agent) -> str | None:
 
 
 def _heartbeats(agent: Agent) -> str | None:
-    orders, last = agent.heartbeat.last_orders, agent.heartbeat.last_ok
+    orders, last = agent.heartbeat.last_orders, agent.heartbeat.heard_at
     if orders is None:
         return "no heartbeat has been answered yet"
     if not orders.ok:
         what = "this key" if orders.status in (401, 403) else "heartbeats"
         return f"the cloud does not take {what} ({_said(orders.status, orders.text)})"
-    silent = agent.clock.now() - last if last is not None else 0.0
+    silent = agent.clock.monotonic() - last if last is not None else 0.0
     return f"no heartbeat has been answered for {silent:.0f} s" if silent > SILENCE_MAX else None
 
 

@@ -78,6 +78,7 @@ def serve(agent: Agent) -> Server | None:
     except OSError as error:
         log.warning("The local page cannot listen on %s:%d (%s); the agent goes on without", host, port, error.strerror)
         return None
+    agent.metrics.delivering.set_function(lambda: status.problem(agent) is None)
     server.history = agent.supervisor.add(Worker("history", history.step, agent.clock))
     server.start()
     log.info("The local page listens on %s", server.url)
