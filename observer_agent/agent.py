@@ -251,6 +251,7 @@ class Agent:
         return [worker for name, worker in self.supervisor.workers.items() if name in names]
 
     def _work(self, name: str, step: Step, care: Care | None = None) -> Worker:
+        self.metrics.worker_restarts.labels(name)  # 0 is shown as well
         return self.supervisor.add(Worker(name, step, self.clock, self._count_restart, care=care))
 
     def _renew_heartbeat(self, hung: Thread) -> Step:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import socket
 import ssl
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from observer_agent.resolver import ResolveError, Resolver
 
 CALL_SECONDS = 30.0
 ANSWER_MAX = 16 * 1024 * 1024
+_TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})")
 _STALE = (ConnectionResetError, BrokenPipeError, ConnectionAbortedError)  # RemoteDisconnected is a reset
 
 
@@ -283,6 +285,13 @@ def _cause(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool
 def describe(error: BaseException) -> str:
     """A network error in a few words, without URL, header or key."""
     chain = _chain(error)
+    if _cause(error, (requests.exceptions.ProxyError, urllib3.exceptions.ProxyError)):
+        refused = next((m for one in chain if (m := _TUNNEL.search(str(one)))), None)
+        return f"the proxy refuses (status {refused[1]})" if refused else f"the proxy: {_describe(error, chain)}"
+    return _describe(error, chain)
+
+
+def _describe(error: BaseException, chain: list[BaseException]) -> str:
     for one in chain:
         if isinstance(one, ssl.SSLCertVerificationError):
             return f"TLS: certificate not verified: {one.verify_message}"

@@ -270,3 +270,22 @@ def test_the_machines_own_authorities_count(tmp_path):
     (tmp_path / "ab12cd34.0").touch()
     assert system_authorities(nothing._replace(capath=str(tmp_path))) == str(tmp_path)
     assert system_authorities(nothing._replace(cafile="/ca.pem", capath=str(tmp_path))) == "/ca.pem"
+
+
+@pytest.mark.parametrize(("said", "text"), [(b"HTTP/1.1 407 No\r\n\r\n", "the proxy refuses (status 407)")])
+def test_a_proxy_that_refuses_is_named(monkeypatch, said, text):
+    with scripted([said]) as (url, seen):
+        monkeypatch.setenv("HTTPS_PROXY", url)
+        transport = Transport("https://cloud.test", {}, clock=Clock(), resolver=Resolver(Clock()))
+        assert transport.call("GET", "/").error == text
+        assert seen
+        transport.close()
+
+
+def test_a_proxy_that_is_not_there_is_named(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
+    transport = Transport("https://cloud.test", {}, clock=Clock(), resolver=Resolver(Clock()))
+    assert transport.call("GET", "/").error == "the proxy: connection refused"
+    transport.close()

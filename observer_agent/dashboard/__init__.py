@@ -68,13 +68,11 @@ def serve(agent: Agent) -> Server | None:
     settings = agent.settings
     if not settings.enable_debug_dashboard:
         return None
-    host, port, history = (
-        settings.debug_dashboard_host,
-        settings.debug_dashboard_port,
-        History(agent.queue, agent.clock),
-    )
+    host, port = settings.debug_dashboard_host, settings.debug_dashboard_port
+    history = History(agent.queue, agent.clock)
+    served = pages(agent, history)
     try:
-        server = LocalPage(host, port, pages(agent, history), settings.debug_dashboard_token, clock=agent.clock)
+        server = LocalPage(host, port, served, settings.debug_dashboard_token, clock=agent.clock)
     except OSError as error:
         log.warning("The local page cannot listen on %s:%d (%s); the agent goes on without", host, port, error.strerror)
         return None
