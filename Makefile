@@ -28,7 +28,7 @@ check: $(STAMP) ## format, lint, types, docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_floors.py tests/test_docs.py
+	$(BIN)/python -m pytest -q tests/test_floors.py tests/test_docs.py tests/test_guides.py tests/test_log_lines.py
 
 format: $(STAMP) ## put every file into the house's form
 	$(BIN)/ruff format .
