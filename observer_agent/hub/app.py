@@ -11,6 +11,7 @@ from werkzeug.exceptions import HTTPException
 from observer_agent.clock import Clock
 from observer_agent.hub import wire
 from observer_agent.hub.agent_api import agent_api
+from observer_agent.hub.expose import expose
 from observer_agent.hub.look import Look
 from observer_agent.hub.pages import pages
 from observer_agent.hub.read_api import read_api
@@ -38,6 +39,7 @@ def create_app(store: Store, clock: Clock, token: str | None = None) -> Flask:
     look = Look(store.database, clock)
     app.register_blueprint(agent_api(store, look))
     app.register_blueprint(read_api(look, token))
+    app.register_blueprint(expose(look, token))
     app.register_blueprint(pages(look, token))
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(wire.Malformed, _malformed)
