@@ -86,7 +86,7 @@ def opened() -> Iterator[tuple[Any, Any]]:
     from observer_agent.hub.store import Store
 
     found, clock, redact = settings.load(os.environ), Clock(), logs.Redactor()
-    redact.add(found.token)
+    redact.add(found.token, found.remote_write.token if found.remote_write else None)
     with closing(logs.configure(found.log_format, found.verbose, clock, redact)):
         with closing(open_database(found.database_url)) as database:
             yield Store(database, clock), found
@@ -105,7 +105,10 @@ def serving(file: Path | None, host: str, port: int) -> Iterator[str]:
             apply.apply_file(store, file)
         server.adopt_log()
         clock = Clock()
-        running, ticker = server.Server(create_app(store, clock, found.token), host, port), Ticker(store, clock)
+        running, ticker = (
+            server.Server(create_app(store, clock, found.token), host, port),
+            Ticker(store, clock, found.remote_write),
+        )
         running.start()
         ticker.start()
         try:

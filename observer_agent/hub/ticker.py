@@ -7,6 +7,9 @@ things side by side: whoever changes a row locks it first.
 from __future__ import annotations
 
 from observer_agent.clock import Clock
+from observer_agent.errors import ConfigError
+from observer_agent.hub.remote import Exporter, Target
+from observer_agent.hub.settings import RemoteWrite
 from observer_agent.hub.store import Store
 from observer_agent.worker import Supervisor, Worker
 
@@ -17,14 +20,17 @@ STOP_SECONDS = 5.0
 class Ticker:
     """The workers beside the server."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, remote: RemoteWrite | None = None) -> None:
         self._store = store
         self._clock = clock
+        self._exporter = _exporter(store, clock, remote) if remote else None
         self._supervisor = Supervisor()
 
     def start(self) -> None:
         """Starts every worker."""
         self._supervisor.add(Worker("alerts", self._alerts, self._clock))
+        if self._exporter:
+            self._supervisor.add(Worker("export", self._exporter.step, self._clock))
 
     def stop(self) -> None:
         """Ends the workers; waits for what they do at this moment."""
@@ -33,7 +39,19 @@ class Ticker:
             worker.stop()
         for worker in workers:
             worker.join(STOP_SECONDS)
+        if self._exporter:
+            self._exporter.stop()
 
     def _alerts(self) -> float:
         self._store.judge.tick(self._store.database, self._clock.now())
         return ALERTS_EVERY
+
+
+def _exporter(store: Store, clock: Clock, remote: RemoteWrite) -> Exporter:
+    """Remote write; raises ConfigError where its libraries are missing."""
+    headers = {"Authorization": f"Bearer {remote.token}"} if remote.token else {}
+    try:
+        return Exporter(store.database, clock, Target(remote.url, headers, remote.rows_max))
+    except ImportError:
+        fix = "needs the extra `export`: pip install 'observer-agent[hub,export]'"
+        raise ConfigError("OBSERVER_HUB_REMOTE_WRITE_URL", "(set)", fix) from None

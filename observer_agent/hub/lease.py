@@ -1,0 +1,48 @@
+"""A job that one hub process at a time may do: whoever holds the lease does it, and renews it while it works.
+
+The lease is a row of `counters` whose number is the moment at which it ends, in milliseconds since 1970. A process that
+dies loses it when that moment has passed.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import insert, select, update
+
+from observer_agent.hub import schema
+from observer_agent.hub.database import Database
+
+
+class Lease:
+    """The lease called `name`, as one process sees it; one thread uses it."""
+
+    def __init__(self, database: Database, name: str, seconds: float) -> None:
+        self._database = database
+        self._name = f"lease_{name}"
+        self._ms = int(seconds * 1000)
+        self._mine: int | None = None
+
+    def take(self, now: float) -> bool:
+        """Takes or renews it at `now`; says whether this process holds it."""
+        moment = int(now * 1000)
+        counters = schema.counters
+        with self._database.write() as conn:
+            until = conn.scalar(select(counters.c.n).where(counters.c.name == self._name).with_for_update())
+            if until is None:
+                conn.execute(insert(counters).values(name=self._name, n=moment + self._ms))
+            elif until > moment and until != self._mine:
+                return False
+            else:
+                row = counters.c.name == self._name
+                conn.execute(update(counters).where(row).values(n=max(moment + self._ms, until + 1)))
+            self._mine = conn.scalar(select(counters.c.n).where(counters.c.name == self._name))
+        return True
+
+    def release(self) -> None:
+        """Lets it go, so that another process need not wait for its end."""
+        counters = schema.counters
+        if self._mine is not None:
+            with self._database.write() as conn:
+                conn.execute(
+                    update(counters).where(counters.c.name == self._name, counters.c.n == self._mine).values(n=0)
+                )
+            self._mine = None
