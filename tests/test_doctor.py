@@ -8,16 +8,20 @@ import pty
 import re
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from observer_agent.clock import Clock
 from observer_agent.demo.stage import clean_env
 from observer_agent.doctor import FINDINGS
-from tests.doctor_faults import AUTHORITY, FAULTS, Bench, fill, json_answer, row, tls, tunnel
-from tests.servers import scripted, tarpit
+from observer_agent.doctor._together import Together
+from tests.doctor_bench import Bench, fill, json_answer, row, tunnel
+from tests.doctor_faults import AUTHORITY, FAULTS, tls
+from tests.servers import answer, scripted, tarpit
 
 ROOT = Path(__file__).parent.parent
 BUDGET = 5.0
@@ -96,6 +100,13 @@ def test_variables_of_the_unit_are_the_service_s(bench):
     assert b"X-B: two words" in web.requests[0]
 
 
+def test_the_caller_s_proxy_is_not_the_service_s(bench):
+    bench.env |= {"HTTP_PROXY": "http://127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}
+    assert bench.examine().findings[0].id == "proxy.unreachable"
+    bench.unit = {"UnitFileState": "enabled"}
+    in_order(bench)
+
+
 def test_a_document_of_definitions(bench):
     metric = {"key": "a", "source_type": "tcp", "source_config": {"host": "127.0.0.1", "port": bench.target}}
     metric["thresholds"] = {k: v for k, v in row({}).items() if "healthy" in k}
@@ -143,6 +154,7 @@ def test_the_cause_is_named_first(bench, fault):
         ("a closed port", "an old queue"),
         ("a key that is not known", "an agent that does not deliver"),
         ("a clock that is an hour behind", "dead letters"),
+        ("a web page", "plain http to another machine"),
         ("a masked unit", "a closed port"),
     ],
 )
@@ -151,6 +163,11 @@ def test_of_two_faults_the_cause_comes_first(bench, one, other):
         FAULTS[name].bring(bench)
     report = bench.examine()
     assert report.findings[0].id == FAULTS[one].id, report.text()
+
+
+def test_the_clock_of_a_login_page_says_nothing(bench):
+    bench.answers(answer(b"<html>", Content_Type="text/html", Date="Thu, 01 Jan 1970 00:00:00 GMT"))
+    assert [each.id for each in bench.examine().findings] == ["contract.html"]
 
 
 def test_every_wrong_setting_is_named_at_once(bench):
@@ -250,6 +267,41 @@ def test_a_user_who_may_not_read_is_told_so(bench):
     report = json.loads(done.stdout)
     named = [each["id"] for each in report["findings"]]
     assert "user.cannot_read" in named and not any(name.startswith("queue.") for name in named), report
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_blames_nothing_on_an_installed_host(bench):
+    for folder in (bench.tmp, *bench.tmp.parents[:2]):
+        folder.chmod(0o755)
+    fill(bench, 3, 100)
+    (bench.etc / "agent_key").write_text(bench.env["AGENT_KEY"])
+    (bench.etc / "config.toml").write_text(f'BUFFER_PATH = "{bench.buffer}"\n')
+    for folder in (bench.etc, bench.state):
+        folder.chmod(0o700)
+    line = [sys.executable, "-c", AS_ANOTHER, "{}", str(bench.etc)]
+    done = subprocess.run(line, env=clean_env({}), capture_output=True, text=True, cwd="/")
+    report = json.loads(done.stdout)
+    assert [each["id"] for each in report["findings"]] == ["user.cannot_read"], report
+    assert report["exit_code"] == 1
+
+
+# -- steps side by side
+
+
+def test_a_step_that_breaks_is_not_one_that_hangs():
+    together, gate = Together(Clock()), threading.Event()
+
+    def breaks():
+        raise ValueError("this step is at fault")
+
+    together.start("good", lambda: 7)
+    together.start("bad", breaks)
+    together.start("slow", gate.wait)
+    assert together.wait(["good", "bad"], Clock().monotonic() + 5)
+    assert not together.wait(["slow"], Clock().monotonic() + 0.05)
+    assert (together.result("good"), together.crashed("bad"), together.hangs("slow")) == (7, True, True)
+    gate.set()
+    assert together.wait(["slow"], Clock().monotonic() + 5)
 
 
 # -- the page about it

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from observer_agent.clock import iso
 from observer_agent.doctor import _bundle, _host, _queue, _secrets, _settings, _sources
-from observer_agent.doctor._catalog import CHECKS, FINDINGS, LATE, NETWORK, Severity
+from observer_agent.doctor._catalog import FINDINGS, LATE, NETWORK, Severity
 from observer_agent.doctor._cloud import STEPS, Cloud
 from observer_agent.doctor._duplicate import check_duplicate
 from observer_agent.doctor._local import Local
@@ -47,7 +47,6 @@ __all__ = ["FINDINGS", "Place", "Report", "Result", "examine", "main", "save"]
 NETWORK_UNTIL = 2.9  # seconds from the start
 STORED_AFTER = 1.5  # until when the cloud's own definitions are waited for
 ALL_UNTIL = 3.7
-DUPLICATE_SECONDS = 0.8
 
 
 class Result(NamedTuple):
@@ -190,13 +189,15 @@ class _Walk:
 
     def _duplicate(self, known: Known, seen: Seen | None, state: Mapping[str, Any] | None) -> Check:
         if state is not None:
-            return check_duplicate(self._place, known, None, state["cloud"].get("fenced_by"), DUPLICATE_SECONDS)
+            return check_duplicate(self._place, known, None, fenced_by=state["cloud"].get("fenced_by"))
         if not seen or not seen.held or seen.started_at is None or not known.key or not self._cloud:
             return skipped("duplicate", "no agent runs that could be asked")
         self._together_wait_network()
         if self._cloud.rows is None:
             return skipped("duplicate", "the cloud does not answer as it should")
-        return check_duplicate(self._place, known, iso(seen.started_at), None, DUPLICATE_SECONDS)
+        if known.settings and _queue.started_at(known.settings.buffer_path) != seen.started_at:
+            return skipped("duplicate", "the agent has just been started")
+        return check_duplicate(self._place, known, iso(seen.started_at))
 
     def _together_wait_network(self) -> None:
         """A thread of its own may wait only with an alarm of its own."""
@@ -277,6 +278,3 @@ def _pruned(check: Check, gone: set[str]) -> Check:
     if kept == check.findings:
         return check
     return replace(check, findings=kept, outcome="found" if kept else "ok")
-
-
-assert set(CHECKS) >= set(STEPS)

@@ -164,7 +164,7 @@ def _version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "not installed"
+        return "unknown"
 
 
 def _file_system(folder: Path) -> Iterator[str]:

@@ -75,7 +75,7 @@ _BROKEN = """
     key.missing key.empty key.unreadable key.ill_formed key.not_reloaded
     disk.missing disk.read_only disk.full disk.no_inodes disk.not_writable disk.failed
     queue.newer_format queue.foreign queue.damaged queue.unreadable queue.full
-    agent.dead_worker agent.hung_worker agent.not_delivering agent.silent
+    agent.frozen agent.dead_worker agent.hung_worker agent.not_delivering agent.silent
     clock.wrong
     resolver.not_found resolver.failed resolver.silent
     tcp.refused tcp.unreachable tcp.silent

@@ -177,13 +177,16 @@ class Cloud:
         began, sent = self._clock.monotonic(), self._clock.now()
         reply = self._transport.call("GET", DEFINITIONS, seconds=self._left())
         ms = (self._clock.monotonic() - began) * 1000
-        self._judge_clock(reply, (sent + self._clock.now()) / 2)
+        middle = (sent + self._clock.now()) / 2
         if reply.status == 407 and self._way.proxy:
             found = [_way.login_needed(self._way.proxy.name, bool(self._way.proxy.login))]
         else:
             found = list(self._judge(reply))
         where = found[0].check if found else "contract"
         said = f"status {reply.status}" if reply.status else reply.error
+        # Of an answer that is not the cloud's the date is not the cloud's either.
+        own = not found or where == "authentication"
+        self.checks.append(_clock_by(reply, middle) if own else skipped("clock", f"because of {where}"))
         if where not in ("contract", "authentication"):
             self.checks = [each for each in self.checks if each.name != where]
             self.checks.append(checked(where, said, found, ms))
@@ -195,15 +198,6 @@ class Cloud:
         self.checks.append(checked("contract", said, found, ms))
         if not found and self._known.key:
             self.checks.append(checked("authentication", "the cloud takes this key"))
-
-    def _judge_clock(self, reply: Reply, middle: float) -> None:
-        date = _tls.read_date(reply.headers.get("Date"))
-        if date is None:
-            self.checks.append(skipped("clock", "the cloud told no date"))
-            return
-        offset = date + 0.5 - middle
-        found = _tls.judge_clock(offset)
-        self.checks.append(checked("clock", f"{offset:+.1f} s from the cloud's", [found] if found else []))
 
     def _judge(self, reply: Reply) -> Iterator[Finding]:
         """What is wrong with the answer to the fetch of the definitions; the rows are kept."""
@@ -267,6 +261,16 @@ class Cloud:
         else:
             cause = f"{name} answers, but not with definitions (a JSON array): it speaks another contract"
             yield Finding("contract.not_definitions", cause, URL_FIX)
+
+
+def _clock_by(reply: Reply, middle: float) -> Check:
+    """The cloud's `Date` against our clock in the middle of the call."""
+    date = _tls.read_date(reply.headers.get("Date"))
+    if date is None or reply.headers.get("Age", "0") != "0":
+        return skipped("clock", "the cloud told no date of its own")
+    offset = date + 0.5 - middle
+    found = _tls.judge_clock(offset)
+    return checked("clock", f"{offset:+.1f} s from the cloud's", [found] if found else [])
 
 
 def _no_name(host: str, reason: str, seconds: float) -> Finding:

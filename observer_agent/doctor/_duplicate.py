@@ -13,8 +13,10 @@ from observer_agent.doctor._cloud import make_transport
 from observer_agent.doctor._place import Known, Place
 from observer_agent.doctor._report import Check, Finding, checked
 
+SECONDS = 0.8
 
-def check_duplicate(place: Place, known: Known, started_at: str | None, fenced_by: str | None, seconds: float) -> Check:
+
+def check_duplicate(place: Place, known: Known, started_at: str | None, *, fenced_by: str | None = None) -> Check:
     """Whether a newer process uses the key: by `fenced_by`, the agent's word, else with the agent's `started_at`."""
     if fenced_by:
         return checked("duplicate", "the agent was told so", [_fenced(fenced_by)])
@@ -23,7 +25,7 @@ def check_duplicate(place: Place, known: Known, started_at: str | None, fenced_b
     with _way.proxies_of(known.env):
         transport = make_transport(place, known, known.settings, started_at)
     try:
-        reply = transport.call("POST", "/api/agent/receiver/batch", b"[]", seconds=seconds)
+        reply = transport.call("POST", "/api/agent/receiver/batch", b"[]", seconds=SECONDS)
     finally:
         transport.close()
     if reply.status != 409:

@@ -42,6 +42,9 @@ def look(known: Known, clock: Clock) -> Local:
     if answer is None:
         return Local(_silent(known, settings, held))
     status, state = answer
+    if status == 0 and held:
+        cause = f"an agent runs and does not answer on {_where(settings)} within {PAGE_SECONDS} s: it hangs"
+        return Local(checked("agent", "silent", [Finding("agent.frozen", cause, RESTART)]))
     if status == 401:
         fix = "set DEBUG_DASHBOARD_TOKEN as the agent has it"
         return Local(
@@ -55,7 +58,7 @@ def look(known: Known, clock: Clock) -> Local:
 
 
 def _ask(settings: Settings) -> tuple[int, Any] | None:
-    """Status and JSON of `/api/state`; None where nobody listens."""
+    """Status and JSON of `/api/state`, status 0 without an answer; None where nobody listens."""
     host = ANY.get(settings.debug_dashboard_host, settings.debug_dashboard_host)
     conn = http.client.HTTPConnection(host, settings.debug_dashboard_port, timeout=PAGE_SECONDS)
     token = settings.debug_dashboard_token

@@ -19,7 +19,7 @@ from observer_agent.config import Settings
 from observer_agent.doctor._place import UNIT, Known
 from observer_agent.doctor._report import Check, Finding, checked, skipped
 from observer_agent.errors import QueueError, UsageError
-from observer_agent.queueaccess import BAR_ABOVE, TABLES
+from observer_agent.queueaccess import BAR_ABOVE, TABLES, plural
 from observer_agent.queuefile import VERSION, is_held, read_only, read_stats
 
 VERIFY_SECONDS = 2.0
@@ -52,7 +52,7 @@ def look(known: Known, clock: Clock) -> Seen:
     if not os.access(file, os.R_OK):
         return Seen(_unreadable(file), held=held)
     try:
-        began = _open(file)
+        began = started_at(file)
     except QueueError as error:
         return Seen(checked("queue", str(file), [_unusable(file, error), *aside]), held=held)
     verified, bad = _verify(known.settings, clock)
@@ -78,7 +78,7 @@ class _Foreign(QueueError):
     """The file is not a queue file."""
 
 
-def _open(file: Path) -> float | None:
+def started_at(file: Path) -> float | None:
     """The start time that the file keeps; raises QueueError where it is none of this version's files."""
     try:
         with closing(read_only(file)) as conn:
@@ -122,9 +122,14 @@ def _verify(settings: Settings, clock: Clock) -> tuple[dict[str, Any], Finding |
         return {"path": str(file), "ok": None, "note": "the file changed during the look"}, None
     if facts["ok"]:
         return facts, None
-    first = facts["findings"][0]["text"] if facts["findings"] else "it cannot be read"
+    first = _said(facts["findings"][0]) if facts["findings"] else "it cannot be read"
     more = f" (and {facts['findings_total'] - 1} more)" if facts["findings_total"] > 1 else ""
     return facts, _damaged(file, f"{first}{more}")
+
+
+def _said(finding: Mapping[str, Any]) -> str:
+    where = "" if finding["row_id"] is None else f"row {finding['row_id']} "
+    return f"{where}{finding['text']}"
 
 
 def _rows(file: Path) -> int:
@@ -180,7 +185,7 @@ def _account(stats: Mapping[str, Any]) -> Iterator[Finding]:
         cause = f"{depth:,} samples wait, the oldest for {age / 60:,.0f} minutes"
         yield Finding("queue.old", cause, "observer-agent status: see why they are not delivered")
     if stats["rejected"]:
-        cause = f"the cloud has refused {stats['rejected']:,} samples (dead letters)"
+        cause = f"the cloud has refused {plural(stats['rejected'], 'sample')} (dead letters)"
         yield Finding("queue.dead_letters", cause, "observer-agent queue rejected list, then: ... retry or ... purge")
 
 

@@ -19,6 +19,7 @@ from observer_agent.doctor._sources import references
 _SECRET_NAME = re.compile(r"(?i)key|token|secret|passw|pwd|credential|auth|cookie|dsn|headers|probe_|tenant|username")
 _PUBLIC = {
     "AGENT_KEY_FILE",
+    "CREDENTIALS_DIRECTORY",
     "OLDPWD",
     "PWD",
     "PROBE_ENV_ALLOW",
@@ -47,7 +48,7 @@ _SHORT = 6  # shorter texts of definitions and names are words like `up`, and no
 
 def teach(place: Place, known: Known) -> None:
     """Tells the redactor what the service's environment, files and keys hold."""
-    place.redact.add(known.key, *_of_env(known.env), *_of_env(known.given))
+    place.redact.add(known.key, *_of_env(place.env), *_of_env(known.env), *_of_env(known.given))
     files = [place.folder / "agent_key", *(copy / "agent_key" for copy in place.copies)]
     files += [Path(known.given["AGENT_KEY_FILE"])] if known.given.get("AGENT_KEY_FILE") else []
     for file in files:

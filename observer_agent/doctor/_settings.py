@@ -144,7 +144,7 @@ def _complaint(name: str, text: str) -> ConfigError | None:
 
 def _wrong(name: str, error: ConfigError, env: Mapping[str, str], file: Path | None) -> Finding:
     where = "the environment (or agent.env)" if name in env else str(file)
-    return Finding("settings.wrong", f"{name}={error.value} is wrong", f"{name} {error.fix}; mend it in {where}")
+    return Finding("settings.wrong", f"{name}={error.value} is wrong", f"{name}: {error.fix}; mend it in {where}")
 
 
 def _unknown_names(place: Place, env: Mapping[str, str]) -> Iterator[Finding]:

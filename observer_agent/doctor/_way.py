@@ -186,7 +186,7 @@ def _tunnel(sock: socket.socket, way: Way, until: float, clock: Clock) -> None:
 def login_needed(name: str, has_login: bool) -> Finding:
     """The proxy's 407."""
     what = "does not take the user and password in its URL" if has_login else "wants a user and a password"
-    fix = "set HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT (characters of the password percent-encoded)"
+    fix = "put user, colon, password (percent-encoded) and @ before the host in HTTPS_PROXY (or HTTP_PROXY)"
     return Finding("proxy.login", f"the proxy {name} {what} (status 407)", fix)
 
 
