@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable
 from functools import partial
-from importlib.resources import files
+from pathlib import Path
 
 from observer_agent import status
 from observer_agent.agent import Agent
@@ -88,7 +88,7 @@ def _same(page: Page) -> Page:
 
 
 def _static(name: str, content_type: str) -> Page:
-    return Page(200, content_type, (files("observer_agent.dashboard") / "static" / name).read_bytes())
+    return Page(200, content_type, (Path(__file__).parent / "static" / name).read_bytes())
 
 
 def _json(state: object) -> Page:
