@@ -1,8 +1,8 @@
 """Machines: a root with real systemd booted in a container of systemd-nspawn, and commands run inside.
 
 Enters: a `Tree`. Leaves: what commands, the journal and the unit say. A machine shares the host's network unless told
-otherwise, so that a hub of the host's loopback is "outside". `close` ends whatever state the machine is in, and a killed
-test run takes its machines with it.
+otherwise, so that a hub of the host's loopback is "outside". `close` ends it in whatever state it is, and a test run
+that is killed takes its machines with it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ ENV = {
 }
 # A cgroup for each machine: systemd in two containers of one cgroup would take each other's services for their own.
 START = 'for each in "$@"; do shift; [ "$each" = -- ] && break; echo $$ >"$each/cgroup.procs" || true; done; exec "$@"'
+# With this process ends `unshare`, with that its namespace of processes, and with that all that runs in the machine.
+TOGETHER = ["setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
 class Machine:
@@ -40,7 +42,7 @@ class Machine:
         self.tree = tree
         self.name = f"obs-{os.getpid()}-{tree.path.parent.name[-24:]}"
         self._console = tree.path.parent / "console.log"
-        self._options = [] if network else ["--private-network"]
+        self._options = ["--resolv-conf=copy-host"] if network else ["--resolv-conf=off", "--private-network"]
         self._options += [f"--bind-ro={source}:{place}" for source, place in binds]
         self._cgroups = [place / self.name for place in _own_cgroups()]
         self._nspawn: subprocess.Popen[bytes] | None = None
@@ -55,11 +57,11 @@ class Machine:
                 group.mkdir()
         command = [
             need("systemd-nspawn", "systemd-container"), "--quiet", "--boot", f"--directory={self.tree.path}",
-            f"--machine={self.name[:60]}", "--register=no", "--keep-unit", "--resolv-conf=off", "--timezone=off",
+            f"--machine={self.name[:60]}", "--register=no", "--keep-unit", "--timezone=off",
             "--console=pipe", *self._options,
         ]  # fmt: skip
         groups = [str(group) for group in self._cgroups if group.is_dir()]
-        start = ["sh", "-c", START, "sh", *groups, "--", "setpriv", "--pdeathsig", "KILL", *command]
+        start = ["sh", "-c", START, "sh", *groups, "--", *TOGETHER, *command]
         with self._console.open("wb") as out:
             self._nspawn = subprocess.Popen(
                 start, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
@@ -71,11 +73,11 @@ class Machine:
         if self._nspawn.poll() is not None:
             said = self._console.read_text(errors="replace").strip()[-800:]
             pytest.skip(f"NOT TESTED: systemd-nspawn boots nothing here: {said}")
-        pid = self._nspawn.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        if not children or Path(f"/proc/{pid}/comm").read_text().strip() != "systemd-nspawn":
+        nspawn = _children(self._nspawn.pid)
+        found = _children(nspawn[0]) if nspawn and _name(nspawn[0]) == "systemd-nspawn" else []
+        if not found:
             return False
-        self._leader = int(children[0])  # the first child of all is a short-lived one
+        self._leader = found[0]  # the first child of all is a short-lived one
         with suppress(subprocess.TimeoutExpired):
             return self.run("systemctl", "is-system-running", check=False, timeout=5).stdout.strip() in UP
         return False
@@ -183,6 +185,20 @@ def throughout(what: Callable[[], Any], text: str, seconds: float) -> None:
     while time.monotonic() < end:
         assert what(), f"no longer: {text}"
         pause.wait(0.1)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:  # it has ended
+        return []
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _own_cgroups() -> list[Path]:

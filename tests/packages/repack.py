@@ -1,4 +1,4 @@
-"""Packages made from the built ones, the same content under a higher version, and packages of nothing. Files in and out."""
+"""The built packages under a higher version with the same content, and packages of nothing. Files in, files out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AutoReqProv: no
 
 
 def newer_deb(deb: Path, folder: Path, version: str, settings: str | None = None) -> Path:
-    """A .deb of a higher version with the same content, but for `settings`, which replaces the package's config.toml."""
+    """A .deb of a higher version with the same content; `settings` replaces the package's config.toml."""
     tree = folder / f"deb-{version}"
     subprocess.run([need("dpkg-deb", "dpkg"), "--raw-extract", deb, tree], check=True)
     control = tree / "DEBIAN" / "control"

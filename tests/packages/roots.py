@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,12 +60,14 @@ def root_of(cache: Path, suite: str, include: Sequence[str]) -> Path:
     place = cache / f"{suite}-{hashlib.sha256(names.encode()).hexdigest()[:12]}"
     with _only_one(place.with_suffix(".lock")):
         if not place.is_dir():
-            part = place.with_suffix(".part")
-            shutil.rmtree(part, ignore_errors=True)
-            command = [program, "--quiet", "--variant=apt", f"--include={names}", suite, part]
+            part = Path(tempfile.mkdtemp(prefix=f"{place.name}.", dir=cache))
+            # Its mounts are its own: a run that is killed here leaves none on the host.
+            alone = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"]
+            command = [*alone, program, "--quiet", "--variant=apt", f"--include={names}", suite, part]
             done = subprocess.run(command, capture_output=True, text=True, timeout=600)
             if done.returncode:
                 _refuse_root(suite, done.stderr)
+            part.chmod(0o755)
             part.rename(place)
     return place
 

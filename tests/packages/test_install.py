@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.packages.repack import newer_deb
-from tests.packages.fixtures import install
+from tests.packages.fixtures import bookworm, install
 from tests.packages.machine import UNIT, throughout
+from tests.packages.repack import newer_deb
 from tests.packages.scene import BUFFER, CONF, KEY, SETTINGS
 from tests.site import metric
 
@@ -44,6 +44,7 @@ def test_an_install_without_a_network_and_without_a_key_is_inactive_and_not_fail
     machine.run("dpkg", "--verify", "observer-agent")
 
 
+@bookworm
 def test_the_unit_comes_up_by_itself_when_a_configured_machine_boots(scene, boot, watch):
     scene.open_hub(watch)
     scene.configure()
@@ -66,7 +67,9 @@ def test_an_upgrade_restarts_and_keeps_edited_settings_and_what_is_queued(scene,
     said = install(machine, newer)
     assert "Configuration file" not in said, "nobody is asked, since the package's own file is the same"
     assert machine.main_pid() != before and machine.show("NRestarts") == "0"
-    machine.until(lambda: f"observer-agent {version(machine)} started" in machine.journal("-u", UNIT), "the new one runs")
+    machine.until(
+        lambda: f"observer-agent {version(machine)} started" in machine.journal("-u", UNIT), "the new one runs"
+    )
     assert version(machine) == "99.1" and machine.ask("cat", SETTINGS) == settings
     state = scene.until(scene.state, "the page answers")
     assert state["process"]["version"] == "99.1" and state["queue"]["depth"] >= depth
@@ -76,6 +79,7 @@ def test_an_upgrade_restarts_and_keeps_edited_settings_and_what_is_queued(scene,
     assert scene.stop_and_count() > depth
 
 
+@bookworm
 def test_an_upgrade_keeps_an_edited_file_when_the_package_brings_another(scene, deb, tmp_path):
     machine = scene.machine
     scene.open_hub([])
@@ -88,6 +92,7 @@ def test_an_upgrade_keeps_an_edited_file_when_the_package_brings_another(scene, 
     assert machine.has(KEY)
 
 
+@bookworm
 def test_an_upgrade_leaves_a_unit_that_was_disabled_or_masked_as_it_is(scene, watch, deb, tmp_path):
     machine = scene.machine
     scene.deliver(watch)

@@ -6,12 +6,13 @@ import subprocess
 
 import pytest
 
+from tests.packages.fixtures import bookworm
 from tests.packages.roots import need
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("suite", ["bookworm"], indirect=True)
+@bookworm
 def test_piuparts_passes(root, deb, tmp_path):
     command = [need("piuparts", "piuparts"), "--warn-on-others", "--no-eatmydata", "--tmpdir", tmp_path]
     done = subprocess.run(

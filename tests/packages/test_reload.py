@@ -9,6 +9,7 @@ from contextlib import closing
 import pytest
 
 from observer_agent.hub.store import digest
+from tests.packages.fixtures import bookworm
 from tests.packages.machine import UNIT
 from tests.packages.scene import KEY, SETTINGS
 from tests.site import metric
@@ -87,6 +88,7 @@ def test_a_reload_uses_new_settings_and_keeps_process_and_phases(scene, watch):
     scene.stop_and_count()
 
 
+@bookworm
 def test_a_reload_with_a_wrong_setting_keeps_the_old_ones(scene, watch):
     machine = scene.machine
     scene.deliver(watch)
@@ -134,7 +136,7 @@ def test_a_wrong_key_ends_nothing_and_the_right_one_brings_everything(scene, wat
     scene.stop_and_count()
 
 
-@pytest.mark.parametrize("suite", ["bookworm"], indirect=True)
+@bookworm
 def test_a_key_file_is_read_again_without_a_reload_when_the_cloud_refuses_the_key(scene, watch):
     machine, place = scene.machine, "/var/lib/observer-agent/key"
     scene.open_hub(watch)

@@ -1,7 +1,7 @@
-"""The .rpm: its scriptlets under real rpm and real systemd, and what dnf makes of it beside the packages of EL 9 and 10.
+"""The .rpm: its scriptlets under real rpm and real systemd, and dnf's choice among the packages of EL 9 and 10.
 
-Debian's rpm installs it into a booted Debian (without dependencies, which have other names there). No RPM distribution is
-needed: dnf resolves against repositories of empty packages with the names and provisions of EL.
+Debian's rpm installs it into a booted Debian, without dependencies, which have other names there. No RPM distribution
+is needed: dnf resolves against repositories of empty packages with the names and provisions of EL.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import subprocess
 
 import pytest
 
+from tests.packages.fixtures import bookworm
 from tests.packages.machine import UNIT
 from tests.packages.repack import empty_rpm, newer_rpm, query
-from tests.packages.roots import AGENT_NEEDS, BOOTABLE, cache_folder, need, root_of
+from tests.packages.roots import need
 from tests.packages.scene import BUFFER, CONF, KEY, SETTINGS, Scene
 from tests.site import metric
 
@@ -44,9 +45,8 @@ def rpm(built):
 
 
 @pytest.fixture
-def scene(boot, tmp_path, tmp_path_factory):
+def scene(boot, root, tmp_path):
     """A booted Debian with rpm, and a hub outside that nobody has started yet."""
-    root = root_of(cache_folder(tmp_path_factory), "bookworm", [*BOOTABLE, *AGENT_NEEDS, "rpm"])
     made = Scene(boot((root,)), tmp_path / "hub")
     yield made
     made.close()
@@ -65,6 +65,7 @@ def run_rpm(machine, option, file):
     return done.stdout
 
 
+@bookworm
 def test_install_upgrade_and_erase(scene, watch, rpm, tmp_path):
     machine = scene.machine
     said = run_rpm(machine, "--install", rpm)
@@ -101,6 +102,7 @@ def test_install_upgrade_and_erase(scene, watch, rpm, tmp_path):
     assert machine.ask("find", "/etc/systemd", "-name", "observer-agent*") == ""
 
 
+@bookworm
 def test_an_upgrade_leaves_a_disabled_unit_disabled(scene, watch, rpm, tmp_path):
     machine = scene.machine
     run_rpm(machine, "--install", rpm)
