@@ -104,6 +104,19 @@ def test_an_upgrade_leaves_a_unit_that_was_disabled_or_masked_as_it_is(scene, wa
     assert machine.failed() == ""
 
 
+@bookworm
+def test_an_upgrade_does_not_start_what_was_stopped(scene, watch, deb, tmp_path):
+    machine = scene.machine
+    scene.deliver(watch)
+    machine.systemctl("stop", UNIT)
+    install(machine, newer_deb(deb, tmp_path, "99.5"))
+    throughout(lambda: machine.show("ActiveState") == "inactive", "inactive", 1.0)
+    assert machine.ask("systemctl", "is-enabled", UNIT) == "enabled"
+    machine.systemctl("start", UNIT)
+    install(machine, newer_deb(deb, tmp_path, "99.6"))
+    machine.until(lambda: "observer-agent 99.6 started" in machine.journal("-u", UNIT), "the one that ran runs again")
+
+
 def test_remove_keeps_settings_and_queue_and_a_second_install_goes_on(scene, watch, deb):
     machine = scene.machine
     scene.deliver(watch)

@@ -121,7 +121,7 @@ def test_its_header_is_whole(rpm):
     )
     requires = query(rpm, "[%{REQUIRENAME} %{REQUIREFLAGS:depflags} %{REQUIREVERSION}\n]").splitlines()
     assert "python(abi) >= 3.11" in requires
-    for needed in ("/bin/sh", "systemd", "ca-certificates"):
+    for needed in ("/bin/sh", "coreutils", "findutils", "systemd", "ca-certificates"):
         assert any(line.split()[0] == needed for line in requires)
 
 
