@@ -59,14 +59,8 @@ def test_verdicts_of_all_three_source_types_arrive_in_order(site):
     agent = site.hub_agent()
     assert agent["state"] == "online"
     state = site.state()
-    assert state["cloud"]["delivering"] and set(state) == {
-        "process",
-        "cloud",
-        "queue",
-        "workers",
-        "definitions",
-        "losses",
-    }
+    assert state["cloud"]["delivering"]
+    assert set(state) >= {"process", "cloud", "queue", "workers", "definitions", "losses"}
     assert site.stop_agent()[0] == 0
     check_complete(site)
     by_title = {m["key"]: m for m in get(site.hub.port, "/api/v1/metrics")["metrics"]}
