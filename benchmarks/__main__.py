@@ -6,7 +6,7 @@ import platform
 import sys
 from importlib import import_module
 
-NAMES = ("diskqueue", "drain", "probes", "start")
+NAMES = ("diskqueue", "drain", "ingest", "probes", "start", "history")
 
 if __name__ == "__main__":
     print(f"Python {platform.python_version()}, {platform.machine()}; compare ratios, not rates")

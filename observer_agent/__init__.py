@@ -25,6 +25,7 @@ rawpages.py       the pages of a damaged queue file, its WAL laid over
 rawrecords.py     the pages in use, and the records on them
 salvage.py        what those records mean, into a new queue file
 nodes.py          YAML text to values that remember their lines
+sections.py       services and pages of a document, and single fields
 document.py       a document of definitions to the wire's rows
     floor 2 - ends (know tools; never one another)
 probes/           the table of source types, and look(): deadline, duration, catch-all around any probe

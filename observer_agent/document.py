@@ -9,39 +9,49 @@ from __future__ import annotations
 import math
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from observer_agent.errors import DocumentError, InvalidConfig
 from observer_agent.model import Operation
 from observer_agent.nodes import Complaint, Map, Values, shown
+from observer_agent.sections import TEXT_MAX, TITLE_MAX, Item, Sections, Severity, mapping_of, name_of, text_of
 
 API_VERSION = "observer/v1"
 NAMESPACE = "observer:metric:"
 NO_PROBE = "manual"
-TEXT_MAX = 8 * 1024 * 1024
-NAME_MAX = 128
-TITLE_MAX = 200
+LENGTH_MAX = 8 * 1024 * 1024
 FLOOR_MINUTES = 1 / 60
 LONGEST_MINUTES = 366 * 24 * 60
 DEFAULT_INTERVAL = 1.0
 DEFAULT_PUSH = 5.0
 SIDES = ("healthy", "unhealthy")
 RULES = tuple(f"{side}_{part}" for side in SIDES for part in ("operation", "value"))
-SECTIONS = frozenset(("apiVersion", "metrics", "services", "pages"))
+LISTS = ("metrics", "services", "pages")
+SECTIONS = frozenset(("apiVersion", *LISTS))
 METRIC = frozenset(
     "key id title description source_type source_config thresholds interval interval_agent_push agent".split()
 )
-SERVICE = frozenset(("key", "name", "description", "slos"))
-SLO = frozenset(("key", "metric", "name", "target_pct", "window_days"))
-PAGE = frozenset(("key", "subdomain", "title", "metrics"))
-ENTRY = frozenset(("metric", "group", "order"))
 _PERIOD = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(s|m|h|)")
 _MINUTES = {"s": 1 / 60, "m": 1.0, "h": 60.0, "": 1.0}
 _NUMBER = re.compile(r"[+-]?([0-9]{1,32}(\.[0-9]{0,32})?|\.[0-9]{1,32})([eE][+-]?[0-9]{1,3})?")
 
 Check = Callable[[str, Mapping[str, Any]], object]
+Seen = dict[tuple[str, str, str], str]  # section, field and value to the place that has it first
+
+
+class Remark(NamedTuple):
+    """Something to say about a line of a document; line 0 is the whole of it."""
+
+    severity: Severity
+    source: str
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        place = f"{self.source}:{self.line}" if self.line else self.source
+        return f"{place}: {self.text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,53 +63,82 @@ class Metric:
     agent: tuple[str, ...]
     wire: dict[str, Any]
     line: int = 0
+    description: str = ""
+    source: str = ""
+
+
+Thing = TypeVar("Thing", Metric, Item)
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a document says. `services` and `pages` are plain objects; warnings begin with `source:line: `."""
+    """What one document says, or several together. `sections` are the lists that are there, empty ones included."""
 
     metrics: tuple[Metric, ...] = ()
-    services: tuple[Mapping[str, Any], ...] = ()
-    pages: tuple[Mapping[str, Any], ...] = ()
-    warnings: tuple[str, ...] = ()
+    services: tuple[Item, ...] = ()
+    pages: tuple[Item, ...] = ()
+    remarks: tuple[Remark, ...] = ()
+    sections: frozenset[str] = frozenset()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Every remark as a text that begins with `source:line: `."""
+        return tuple(str(each) for each in self.remarks)
 
 
 def read(text: str, source: str, check: Check | None = None) -> Document:
-    """Reads a document; `check` may refuse a `source_config` by raising InvalidConfig. Raises DocumentError."""
-    return _Reader(source, check).read(text)
+    """Reads a document; `check` may refuse a `source_config` by raising InvalidConfig, or return a text: a note.
+
+    Raises DocumentError.
+    """
+    return read_all([(source, text)], check)
+
+
+def read_all(documents: Iterable[tuple[str, str]], check: Check | None = None) -> Document:
+    """Reads several documents, source and text each, as one: no key counts twice. Raises DocumentError."""
+    seen: Seen = {}
+    read = [_Reader(source, check, seen).read(text) for source, text in documents]
+    return Document(
+        tuple(each for one in read for each in one.metrics),
+        tuple(each for one in read for each in one.services),
+        tuple(each for one in read for each in one.pages),
+        tuple(each for one in read for each in one.remarks),
+        frozenset(each for one in read for each in one.sections),
+    )
 
 
 class _Reader:
-    def __init__(self, source: str, check: Check | None) -> None:
+    def __init__(self, source: str, check: Check | None, seen: Seen) -> None:
         self._source = source
         self._check = check
-        self._warnings: list[tuple[int, str]] = []
+        self._seen = seen
+        self._remarks: list[Remark] = []
+        self._sections = Sections(source, self._say)
 
     def read(self, text: str) -> Document:
         try:
             top = self._top(text)
         except Complaint as complaint:
             raise DocumentError(f"{self._source}:{complaint.line}: {complaint.text}") from None
-        self._unknown(top, SECTIONS, "section")
-        metrics = tuple(self._metrics(top))
-        services = tuple(self._entries(top, "services", SERVICE, ("slos", SLO)))
-        pages = tuple(self._entries(top, "pages", PAGE, ("metrics", ENTRY)))
-        warnings = tuple(f"{self._source}:{line}: {said}" for line, said in sorted(self._warnings, key=lambda w: w[0]))
-        return Document(metrics, services, pages, warnings)
+        self._sections.unknown(top, SECTIONS, "section")
+        metrics = tuple(self._each(top, "metrics", self._metric))
+        services = tuple(self._each(top, "services", self._sections.service))
+        pages = tuple(self._each(top, "pages", self._sections.page))
+        remarks = tuple(sorted(self._remarks, key=lambda remark: remark.line))
+        there = frozenset(name for name in LISTS if isinstance(top.get(name), list))
+        return Document(metrics, services, pages, remarks, there)
+
+    def _say(self, severity: Severity, line: int, text: str) -> None:
+        self._remarks.append(Remark(severity, self._source, line, text))
 
     def _warn(self, line: int, text: str) -> None:
-        self._warnings.append((line, text))
-
-    def _unknown(self, found: Map, known: frozenset[str], noun: str) -> None:
-        for name in found.keys() - known:
-            self._warn(found.at(name), f"unknown {noun} {shown(name)} is ignored")
+        self._say(Severity.WARNING, line, text)
 
     # -- the document
 
     def _top(self, text: str) -> Map:
-        if len(text) > TEXT_MAX:
-            raise Complaint(1, f"the document is larger than {TEXT_MAX} characters: split it")
+        if len(text) > LENGTH_MAX:
+            raise Complaint(1, f"the document is larger than {LENGTH_MAX} characters: split it")
         top = Values(self._warn).read(text)
         if not isinstance(top, Map):
             raise Complaint(1, f"not a mapping: begin with `apiVersion: {API_VERSION}` and `metrics:`")
@@ -109,91 +148,59 @@ class _Reader:
             raise Complaint(top.at("apiVersion"), f"apiVersion {said}: write `apiVersion: {API_VERSION}`")
         return top
 
-    def _section(self, owner: Map, name: str) -> Iterator[Map]:
-        """The mappings of a list; what is none is named."""
-        found = owner.get(name)
-        if found is None:
-            return
-        if not isinstance(found, list):
-            self._warn(owner.at(name), f"{name} must be a list; it is left out")
-            return
-        for number, each in enumerate(found, 1):
-            if isinstance(each, Map):
-                yield each
-            else:
-                self._warn(owner.at(name), f"number {number} of {name} is not a mapping; it is left out")
-
-    def _entries(
-        self, top: Map, name: str, known: frozenset[str], inner: tuple[str, frozenset[str]]
-    ) -> Iterator[Mapping[str, Any]]:
-        """Services and pages: kept as they are, unknown fields named."""
-        keys: set[str] = set()
-        for each in self._section(top, name):
+    def _each(self, top: Map, section: str, read: Callable[[Map], Thing]) -> Iterator[Thing]:
+        """The good ones of a section; of two with the same key, id or subdomain the first one counts."""
+        for found in self._sections.listed(top, section):
             try:
-                key = _name(each, "key")
-                if key in keys:
-                    raise Complaint(each.at("key"), f"the key {shown(key)} comes twice; the first one counts")
+                thing = read(found)
+                for field, value in _marks(thing):
+                    if (first := self._seen.get((section, field, value))) is not None:
+                        raise Complaint(found.at(field), f"the {field} comes twice, the one at {first} counts")
             except Complaint as complaint:
-                self._warn(complaint.line, f"{name}: {complaint.text}; left out")
+                said = f"{section[:-1]} {shown(found.get('key'))} is left out: {complaint.text}"
+                self._say(Severity.ERROR, complaint.line, said)
                 continue
-            keys.add(key)
-            self._unknown(each, known, f"field of {name}")
-            for child in self._section(each, inner[0]):
-                self._unknown(child, inner[1], f"field of {inner[0]}")
-            yield each
-
-    def _metrics(self, top: Map) -> Iterator[Metric]:
-        keys: set[str] = set()
-        ids: set[str] = set()
-        for each in self._section(top, "metrics"):
-            try:
-                metric = self._metric(each)
-                if metric.key in keys:
-                    raise Complaint(each.at("key"), "the key comes twice, the first one counts")
-                if metric.wire["id"] in ids:
-                    raise Complaint(each.at("id"), "the id comes twice, the first one counts")
-            except Complaint as complaint:
-                self._warn(complaint.line, f"metric {shown(each.get('key'))} is left out: {complaint.text}")
-                continue
-            keys.add(metric.key)
-            ids.add(metric.wire["id"])
-            yield metric
+            for field, value in _marks(thing):
+                self._seen[section, field, value] = f"{self._source}:{found.at(field)}"
+            yield thing
 
     def _metric(self, found: Map) -> Metric:
-        key = _name(found, "key")
-        source_type = _name(found, "source_type") if found.get("source_type") is not None else "prometheus"
-        config = _mapping(found, "source_config")
+        key = name_of(found, "key")
+        source_type = name_of(found, "source_type") if found.get("source_type") is not None else "prometheus"
+        config = mapping_of(found, "source_config")
         wire = {
-            "id": _name(found, "id") if found.get("id") is not None else metric_id(key),
-            "title": _text(found, "title", key)[:TITLE_MAX],
+            "id": name_of(found, "id") if found.get("id") is not None else metric_id(key),
+            "title": text_of(found, "title", key, TITLE_MAX),
             "source_type": source_type,
             "source_config": config,
             "interval": self._minutes(found, "interval", DEFAULT_INTERVAL),
             "interval_agent_push": self._minutes(found, "interval_agent_push", DEFAULT_PUSH),
             **(self._rules(found) if source_type != NO_PROBE or found.get("thresholds") is not None else {}),
         }
-        agents = _agents(found)
+        agents, description = _agents(found), text_of(found, "description", "", TEXT_MAX)
         if self._check is not None and source_type != NO_PROBE:
             self._examine(found, source_type, config)
-        self._unknown(found, METRIC, "field")
-        return Metric(key, wire["title"], agents, wire, found.line)
+        self._sections.unknown(found, METRIC, "field")
+        return Metric(key, wire["title"], agents, wire, found.line, description, self._source)
 
     def _examine(self, found: Map, source_type: str, config: Map) -> None:
         """The source type's own opinion; its first problem gives the line."""
         assert self._check is not None
         try:
-            self._check(source_type, config)
+            note = self._check(source_type, config)
         except InvalidConfig as error:
             field = str(error).partition(":")[0].strip().partition(".")[0]
             line = found.at("source_type") if field == "source_type" else config.lines.get(field)
             raise Complaint(line or found.at("source_config"), f"source_config: {error}") from None
+        if isinstance(note, str):
+            self._say(Severity.NOTE, found.at("source_type"), f"metric {shown(found.get('key'))}: {note}")
 
     def _minutes(self, found: Map, name: str, default: float) -> float:
         """An interval in minutes, from a number of minutes or a text like `30s`, `5m`, `1h`; at least one second."""
         value = found.get(name)
         if value is None:
             return default
-        minutes = _period(value)
+        minutes = read_period(value)
         if minutes is None or not 0 < minutes <= LONGEST_MINUTES:
             raise Complaint(found.at(name), f"{name}: {shown(value)} is no interval: write minutes, or `30s`, `5m`")
         if minutes < FLOOR_MINUTES:
@@ -201,8 +208,8 @@ class _Reader:
         return max(minutes, FLOOR_MINUTES)
 
     def _rules(self, found: Map) -> dict[str, Any]:
-        rules = _mapping(found, "thresholds")
-        self._unknown(rules, frozenset(RULES), "field of thresholds")
+        rules = mapping_of(found, "thresholds")
+        self._sections.unknown(rules, frozenset(RULES), "field of thresholds")
         for name in RULES:
             value = rules.get(name)
             if name.endswith("_operation") and value not in tuple(Operation):
@@ -217,33 +224,11 @@ def metric_id(key: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, NAMESPACE + key))
 
 
-def _name(found: Map, name: str) -> str:
-    """A text of 1 to 128 characters that must be there; a number counts as its text."""
-    value = found.get(name)
-    if value is None:
-        raise Complaint(found.at(name), f"{name} is missing")
-    if isinstance(value, bool) or not isinstance(value, str | int) or not 1 <= len(str(value)) <= NAME_MAX:
-        raise Complaint(found.at(name), f"{name} must be a text of 1 to {NAME_MAX} characters")
-    return str(value)
-
-
-def _text(found: Map, name: str, default: str) -> str:
-    value = found.get(name)
-    if value is None:
-        return default
-    if isinstance(value, dict | list):
-        raise Complaint(found.at(name), f"{name} must be a text")
-    return str(value)
-
-
-def _mapping(found: Map, name: str) -> Map:
-    value = found.get(name)
-    if value is None:
-        value = Map()
-        value.line = found.at(name)
-    if not isinstance(value, Map):
-        raise Complaint(found.at(name), f"{name} must be a mapping")
-    return value
+def _marks(thing: Metric | Item) -> tuple[tuple[str, str], ...]:
+    """What must be unique in a section."""
+    if isinstance(thing, Metric):
+        return ("key", thing.key), ("id", thing.wire["id"])
+    return tuple((field, thing.body[field]) for field in ("key", "subdomain") if field in thing.body)
 
 
 def _agents(found: Map) -> tuple[str, ...]:
@@ -254,7 +239,8 @@ def _agents(found: Map) -> tuple[str, ...]:
     return tuple(listed)
 
 
-def _period(value: object) -> float | None:
+def read_period(value: object) -> float | None:
+    """An interval in minutes as a document writes it, None where it is none."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):

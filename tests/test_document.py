@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from observer_agent.document import Document, metric_id, read
+from observer_agent.document import Document, Remark, metric_id, read, read_all
 from observer_agent.errors import DocumentError, InvalidConfig
+from observer_agent.sections import Severity
 
 RULES = "{healthy_operation: under, healthy_value: 50, unhealthy_operation: over, unhealthy_value: 200}"
 HEAD = "apiVersion: observer/v1\n"
@@ -71,8 +72,14 @@ def test_a_document_as_people_write_it() -> None:
         "unhealthy_value": "2000.5",
     }
     assert (sold.key, sold.title, sold.agent, sold.wire["source_config"]) == ("sold", "sold", (), {})
-    assert found.services[0]["slos"][0] == {"key": "fast", "metric": "page", "target_pct": 99.9, "window_days": 30}
-    assert found.pages[0]["metrics"] == [{"metric": "page", "group": "Web", "order": 1}]
+    shop, public = found.services[0], found.pages[0]
+    assert (shop.kind, shop.key, shop.source) == ("service", "shop", "observer.yaml")
+    slo = {"key": "fast", "metric": "page", "target_pct": 99.9, "window_days": 30}
+    assert shop.body == {"key": "shop", "name": "Shop", "slos": [slo]}
+    entry = {"metric": "page", "group": "Web", "order": 1}
+    assert public.body == {"key": "public", "subdomain": "status", "title": "Status", "metrics": [entry]}
+    assert page.description == "The way in."
+    assert found.sections == {"metrics", "services", "pages"}
 
 
 def test_json_is_yaml() -> None:
@@ -158,15 +165,15 @@ def test_the_first_of_doubles_counts() -> None:
     )
     assert [metric.key for metric in found.metrics] == ["a", "b", "d"]
     assert found.warnings == (
-        "f:4: metric 'a' is left out: the key comes twice, the first one counts",
-        "f:6: metric 'c' is left out: the id comes twice, the first one counts",
+        "f:4: metric 'a' is left out: the key comes twice, the one at f:3 counts",
+        "f:6: metric 'c' is left out: the id comes twice, the one at f:5 counts",
         "f:7: the field 'key' comes twice; the first one counts",
     )
 
 
 def test_unknown_fields_and_sections_are_named_with_their_lines() -> None:
     text = DEMO.replace("    agent:", "    colour: red\n    agent:").replace("    slos:", "    owner: me\n    slos:")
-    text = text.replace("window_days", "days").replace("group", "groop") + "teams: []\n"
+    text = text.replace("{key: fast", "{days: 9, key: fast").replace("group", "groop") + "teams: []\n"
     text = text.replace("      healthy_value: 500", "      healthy_value: 500\n      degraded_value: 700")
     assert read(text, "f").warnings == (
         "f:14: unknown field of thresholds 'degraded_value' is ignored",
@@ -181,13 +188,98 @@ def test_unknown_fields_and_sections_are_named_with_their_lines() -> None:
 @pytest.mark.parametrize("section", ["metrics", "services", "pages"])
 def test_a_section_must_be_a_list(section: str) -> None:
     found = read(f"{HEAD}{section}:\n  key: a\n", "f")
-    assert found == Document(warnings=(f"f:2: {section} must be a list; it is left out",))
+    assert found == Document(remarks=(Remark(Severity.ERROR, "f", 2, f"{section} must be a list; it is left out"),))
 
 
-def test_services_and_pages_need_keys_too() -> None:
-    found = read(f"{HEAD}services: [{{name: x}}, {{key: a}}, {{key: a}}]\npages: [5]\n", "f")
-    assert [each["key"] for each in found.services] == ["a"]
-    assert len(found.warnings) == 3
+LEFT_OUT_BESIDE = [
+    ("services:\n- name: x", 3, "service without a key is left out: key is missing"),
+    ("services:\n- key: a\n  name: []", 4, "service 'a' is left out: name must be a text"),
+    ("services:\n- key: a\n  description: {}", 4, "description must be a text"),
+    ("services:\n- key: a\n  slos: {}", 4, "slos must be a list"),
+    ("services:\n- key: a\n  slos: [5]", 4, "number 1 of slos is not a mapping"),
+    ("pages: [5]", 2, "number 1 of pages is not a mapping"),
+    ("pages:\n- key: a", 3, "page 'a' is left out: subdomain is missing"),
+    ("pages:\n- key: a\n  subdomain: a.b", 4, "subdomain must be one label"),
+    ("pages:\n- key: a\n  subdomain: -a", 4, "subdomain must be one label"),
+    ("pages:\n- key: a\n  subdomain: Status", 4, "subdomain must be one label"),
+    (f"pages:\n- key: a\n  subdomain: {'a' * 64}", 4, "subdomain must be one label"),
+    ("pages:\n- key: a\n  subdomain: s\n- key: b\n  subdomain: s", 6, "the subdomain comes twice, the one at f:4"),
+    ("services:\n- key: a\n- key: a", 4, "service 'a' is left out: the key comes twice, the one at f:3 counts"),
+]
+
+
+@pytest.mark.parametrize(("written", "line", "said"), LEFT_OUT_BESIDE)
+def test_services_and_pages_are_held_against_their_form(written: str, line: int, said: str) -> None:
+    (remark,) = read(f"{HEAD}{written}\n", "f").remarks
+    assert (remark.severity, remark.line) == (Severity.ERROR, line)
+    assert said in remark.text
+
+
+SLOS = [
+    ("metric: m, target_pct: 9, window_days: 3", "slo without a key is left out: key is missing"),
+    ("key: s, target_pct: 9, window_days: 3", "slo 's' is left out: metric is missing"),
+    ("key: s, metric: m, window_days: 3", "target_pct is missing"),
+    ("key: s, metric: m, target_pct: 100.1, window_days: 3", "target_pct must be a number from 0 to 100"),
+    ("key: s, metric: m, target_pct: -1, window_days: 3", "target_pct must be a number from 0 to 100"),
+    ("key: s, metric: m, target_pct: '9', window_days: 3", "target_pct must be a number from 0 to 100"),
+    ("key: s, metric: m, target_pct: true, window_days: 3", "target_pct must be a number from 0 to 100"),
+    ("key: s, metric: m, target_pct: .inf, window_days: 3", "target_pct must be a number from 0 to 100"),
+    ("key: s, metric: m, target_pct: 9", "window_days is missing"),
+    ("key: s, metric: m, target_pct: 9, window_days: 0", "window_days must be a whole number from 1 to 366"),
+    ("key: s, metric: m, target_pct: 9, window_days: 367", "window_days must be a whole number from 1 to 366"),
+    ("key: s, metric: m, target_pct: 9, window_days: 1.5", "window_days must be a whole number from 1 to 366"),
+    ("key: s, metric: m, target_pct: 9, window_days: 3, name: []", "name must be a text"),
+    ("key: good, metric: m, target_pct: 9, window_days: 3", "slo 'good' is left out: the key comes twice"),
+]
+GOOD_SLO = "{key: good, metric: m, target_pct: 0, window_days: 366}"
+
+
+@pytest.mark.parametrize(("written", "said"), SLOS)
+def test_a_bad_objective_is_left_out_and_the_others_stay(written: str, said: str) -> None:
+    found = read(f"{HEAD}services:\n- key: a\n  slos:\n  - {GOOD_SLO}\n  - {{{written}}}\n", "f")
+    (remark,) = found.remarks
+    assert (remark.severity, remark.line) == (Severity.ERROR, 6)
+    assert remark.text.startswith("service 'a': slo ") and said in remark.text
+    assert [slo["key"] for slo in found.services[0].body["slos"]] == ["good"]
+    assert found.services[0].lines == (5,)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("group: g", "entry without a metric is left out: metric is missing"),
+        ("metric: x, group: []", "entry 'x' is left out: group must be a text"),
+        ("metric: x, order: first", "order must be a number from -1000000 to 1000000"),
+        ("metric: x, order: true", "order must be a number"),
+        ("metric: m, group: g", "entry 'm' is left out: the metric comes twice"),
+    ],
+)
+def test_a_bad_entry_of_a_page_is_left_out_and_the_others_stay(written: str, said: str) -> None:
+    entries = f"  - {{metric: m, group: g}}\n  - {{metric: m}}\n  - {{{written}}}\n"
+    found = read(f"{HEAD}pages:\n- key: a\n  subdomain: s\n  metrics:\n{entries}", "f")
+    (remark,) = found.remarks
+    assert (remark.severity, remark.line) == (Severity.ERROR, 8)
+    assert remark.text.startswith("page 'a': entry ") and said in remark.text
+    assert found.pages[0].body["metrics"] == [{"metric": "m", "group": "g"}, {"metric": "m"}]
+
+
+def test_several_documents_are_one_and_no_key_counts_twice() -> None:
+    one = f"{HEAD}metrics:\n- {{key: a, source_type: manual}}\npages: [{{key: p, subdomain: s}}]\n"
+    two = f"{HEAD}services: []\nmetrics:\n- {{key: b, source_type: manual}}\n- {{key: a, source_type: manual}}\n"
+    found = read_all([("one.yaml", one), ("two.yaml", two + "pages: [{key: q, subdomain: s}]\n")])
+    assert [(metric.key, metric.source) for metric in found.metrics] == [("a", "one.yaml"), ("b", "two.yaml")]
+    assert [page.key for page in found.pages] == ["p"]
+    assert found.sections == {"metrics", "services", "pages"}
+    assert found.warnings == (
+        "two.yaml:5: metric 'a' is left out: the key comes twice, the one at one.yaml:3 counts",
+        "two.yaml:6: page 'q' is left out: the subdomain comes twice, the one at one.yaml:4 counts",
+    )
+
+
+def test_the_caller_may_add_a_note() -> None:
+    found = one("  source_type: x", check=lambda source_type, config: "is " + source_type)
+    assert found.remarks == (Remark(Severity.NOTE, "f", 5, "metric 'a': is x"),)
+    assert len(found.metrics) == 1
 
 
 def test_the_caller_may_refuse_a_configuration() -> None:
@@ -304,7 +396,8 @@ Words = st.sampled_from(
     "0x 1e5 thresholds interval 5m \n \t".split(" ")
 )
 Garbage = st.text(max_size=120) | st.lists(Words, max_size=40).map(" ".join) | st.binary(max_size=80).map(repr)
-FIELD = st.sampled_from([*"key id title source_type thresholds interval agent slos metrics".split(), "x"])
+FIELDS = "key id title source_type thresholds interval agent slos metrics subdomain metric target_pct order".split()
+FIELD = st.sampled_from([*FIELDS, "x"])
 Anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELD, inner, max_size=5),
@@ -331,4 +424,5 @@ def test_any_structure_is_read(sections: dict[str, Any]) -> None:
     text = json.dumps({"apiVersion": "observer/v1", **sections})
     found = read(text, "f")
     json.dumps([metric.wire for metric in found.metrics], allow_nan=False)
+    json.dumps([item.body for item in (*found.services, *found.pages)], allow_nan=False)
     assert all(warning.startswith("f:1: ") for warning in found.warnings)

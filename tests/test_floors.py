@@ -12,7 +12,7 @@ FLOORS = {
     0: ("errors", "clock", "model"),
     1: (
         "config logs notify selfmetrics backoff transport resolver verdict worker "
-        "queuefile accounts rows space rawpages rawrecords salvage nodes document"
+        "queuefile accounts rows space rawpages rawrecords salvage nodes sections document"
     ).split(),
     2: ("probes", "diskqueue", "clouds"),
     3: ("collector", "sender", "heartbeat", "definitions", "broadcast", "keeper"),
@@ -21,7 +21,7 @@ FLOORS = {
     6: ("cli", "__main__"),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
-HUB_MAY = {"errors", "clock", "model", "worker", "logs", "document", "probes"}
+HUB_MAY = {"errors", "clock", "model", "worker", "logs", "nodes", "sections", "document", "probes"}
 
 
 def edges() -> list[tuple[str, str, Path]]:

@@ -35,6 +35,8 @@ NOT_OURS = {
     "POST",
     "WARN",
 }
+HUBS = set(re.findall(r"`([A-Z_]{4,})`", (ROOT / "docs" / "hub.md").read_text())) | {"HUB_OPTIONS"}
+NOT_OURS |= HUBS
 NOT_OURS |= {"DEBUG", "INFO", "ERROR", *(reason.value for reason in probes.Reason)}
 
 SAID = ("observer-agent is not running", "observer-agent waits for its key")  # no commands, but what they say

@@ -18,7 +18,7 @@ from observer_agent.hub.access import is_loopback
 from tests.wire_hub import STARTED, TestHub, memory_hub, row
 
 TOKEN = "token-of-the-operator"
-READ = ["/api/v1/agents", "/api/v1/metrics", "/api/v1/metrics/m/pushes", "/", "/static/hub.css"]
+READ = ["/api/v1/agents", "/api/v1/metrics", "/api/v1/metrics/m/pushes", "/"]
 ENDPOINTS = ["receiver", "receiver/batch", "heartbeat", "log"]
 
 

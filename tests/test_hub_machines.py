@@ -124,6 +124,13 @@ def test_before_an_hour_was_observed_uptime_says_nothing():
     assert uptime(Alert(T), minutes, now) == Alert(T)
 
 
+def test_an_agent_that_never_missed_a_minute_is_at_100_percent_at_every_moment_of_it():
+    minutes, now = beats((DAY_MINUTES + 100, True))
+    minutes = minutes.beat(now)
+    assert minutes.share(now + 1) == 1.0 and minutes.share(now + 59) == 1.0
+    assert unpack(minutes.newest, minutes.pack(), minutes.first) == minutes
+
+
 def test_the_minute_in_progress_does_not_count():
     minutes, now = beats((60, True))
     assert minutes.share(now + 59.9) == 1.0

@@ -58,7 +58,8 @@ def test_version(hub: HubProcess) -> None:
     [
         ({}, ["--host", "0.0.0.0"], r"--host=0\.0\.0\.0: .*OBSERVER_HUB_TOKEN"),
         ({}, ["--host", "hub.example"], r"--host=hub\.example: .*OBSERVER_HUB_TOKEN"),
-        ({"DATABASE_URL": "postgresql://u:pass@h/d"}, [], r"DATABASE_URL=postgresql://u:\*\*\*@h/d: .*SQLite"),
+        ({"DATABASE_URL": "postgresql://u:canary@127.0.0.1:1/d"}, [], r"DATABASE_URL=postgresql://u:\*\*\*@127"),
+        ({"DATABASE_URL": "mysql://u:canary@h/d"}, [], r"DATABASE_URL=mysql://u:\*\*\*@h/d: .*neither SQLite nor"),
         ({"DATABASE_URL": "nonsense"}, [], r"DATABASE_URL=\[not shown\]: .*sqlite:///"),
         ({"DATABASE_URL": "sqlite://"}, [], r"DATABASE_URL=sqlite://: .*file"),
         ({"DATABASE_URL": "sqlite:////nowhere/at/all.db"}, [], r"DATABASE_URL=sqlite:////nowhere/at/all\.db: "),
@@ -71,7 +72,7 @@ def test_a_wrong_setting_is_78_and_one_line(tmp_path: Path, env: dict[str, str],
     assert ended.returncode == 78
     assert re.search(said, ended.stderr)
     assert len(ended.stderr.splitlines()) == 1
-    assert "pass" not in ended.stderr
+    assert "canary" not in ended.stderr
     assert ended.stdout == ""
 
 

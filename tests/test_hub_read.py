@@ -172,21 +172,3 @@ def test_unknown_metrics_are_bounded(hub: TestHub) -> None:
     answer = hub.push([row(metric_id=each) for each in ("new", "newer", "new", "7")], "1-4").json
     assert answer["accepted"] == 3
     assert answer["rejected"] == [{"index": 1, "field": "metric_id", "code": "too_many_metrics"}]
-
-
-def test_the_page_escapes_and_asks_nobody_else(hub: TestHub) -> None:
-    hostile = "<script>alert(1)</script>"
-    hub.store.create_key(hostile)
-    define(hub.store, [{**golden("definitions")["answer"]["body"][0], "title": hostile}])
-    hub.push([row(metric_id=f"'\"{hostile}", status="no_data", reason=hostile)])
-    answer = hub.client().get("/")
-    assert answer.status_code == 200
-    assert "<script" not in answer.text
-    assert answer.text.count("&lt;script&gt;") == 4
-    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
-    assert "http://" not in answer.text and "https://" not in answer.text
-
-
-def test_the_page_without_anything(tmp_path: Path) -> None:
-    with memory_hub(tmp_path) as hub:
-        assert "No metrics yet" in hub.client().get("/").text

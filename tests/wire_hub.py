@@ -27,6 +27,7 @@ from observer_agent.hub.database import Database, open_database
 from observer_agent.hub.server import Server
 from observer_agent.hub.store import Managed, Store, digest
 from tests.fakes import FakeClock
+from tests.postgres import NAMED, drop_database, fresh_database
 
 GOLDEN = Path(__file__).parent / "wire" / "observer"
 GOLDEN_NOW = parse_iso("2026-05-09T12:00:10.000Z") or 0.0
@@ -111,12 +112,25 @@ def _template() -> Path:
 
 
 @contextmanager
+def database_url(folder: Path) -> Iterator[str]:
+    """A fresh database: a file in `folder`, or one on the PostgreSQL server that the environment names."""
+    server = os.environ.get(NAMED)
+    if server is None:
+        shutil.copy(_template(), folder / "hub.db")
+        yield f"sqlite:///{folder}/hub.db"
+        return
+    url = fresh_database(server)
+    try:
+        yield url
+    finally:
+        drop_database(url)
+
+
+@contextmanager
 def memory_hub(folder: Path, token: str | None = None, key: str = "obs_live_" + "k" * 43) -> Iterator[TestHub]:
     """A hub in this process on a fake clock, with one agent called `agent`."""
-    file = folder / "hub.db"
-    shutil.copy(_template(), file)
     clock = FakeClock(GOLDEN_NOW)
-    with closing(open_database(f"sqlite:///{file}")) as database:
+    with database_url(folder) as url, closing(open_database(url)) as database:
         store = Store(database, clock)
         with database.write() as conn:
             conn.execute(insert(schema.agents).values(id="a" * 36, name="agent", created_at=clock.now()))
@@ -145,9 +159,16 @@ class HubProcess:
 
     def __init__(self, folder: Path, **env: str) -> None:
         self.folder = folder
-        ours = ("OBSERVER_HUB_TOKEN", "DATABASE_URL", "LOG_FORMAT", "VERBOSE")
+        server = os.environ.get(NAMED) if "DATABASE_URL" not in env else None
+        ours = ("OBSERVER_HUB_TOKEN", "DATABASE_URL", "LOG_FORMAT", "VERBOSE", NAMED)
         kept = {name: value for name, value in os.environ.items() if name not in ours}
-        self._env = {**kept, "DATABASE_URL": f"sqlite:///{folder}/hub.db", "PYTHONUNBUFFERED": "1", **env}
+        self._env = {
+            **kept,
+            "DATABASE_URL": fresh_database(server) if server else f"sqlite:///{folder}/hub.db",
+            "PYTHONUNBUFFERED": "1",
+            "OBSERVER_HUB_KEY_RATE": "0",
+            **env,
+        }
         self.port = 0
         self.process: subprocess.Popen[str] | None = None
 
@@ -185,6 +206,11 @@ class HubProcess:
             self.process.kill()
             self.process.wait()
             self.process.stdout.close()
+
+    def kill(self) -> None:
+        """Ends it if it still runs, after a test that failed."""
+        if self.process is not None and self.process.poll() is None:
+            self.end(signal.SIGKILL)
 
     def log(self) -> str:
         """What it has logged."""

@@ -5,17 +5,29 @@ from __future__ import annotations
 import logging
 
 from flask import Flask, Response, jsonify, request
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as NoConnection
 from werkzeug.exceptions import HTTPException
 
 from observer_agent.clock import Clock
 from observer_agent.hub import wire
+from observer_agent.hub.access import Gate
 from observer_agent.hub.agent_api import agent_api
+from observer_agent.hub.console import console, error_page, is_for_people
+from observer_agent.hub.console.parts import Parts
+from observer_agent.hub.document_api import document_api
 from observer_agent.hub.expose import expose
+from observer_agent.hub.guard import NOTHING_MORE, Allow
+from observer_agent.hub.history import History
+from observer_agent.hub.history_api import history_api
+from observer_agent.hub.keys_api import keys_api
+from observer_agent.hub.limits import BehindProxies, Limits
 from observer_agent.hub.look import Look
-from observer_agent.hub.pages import pages
 from observer_agent.hub.read_api import read_api
+from observer_agent.hub.settings import Settings
 from observer_agent.hub.store import Store
+from observer_agent.hub.webhook_api import webhook_api
+from observer_agent.hub.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 
@@ -27,30 +39,63 @@ CODES = {
     404: "not_found",
     405: "method_not_allowed",
     413: "too_large",
+    429: "too_many_requests",
+    415: "unsupported_media_type",
     500: "internal",
 }
 
 
-def create_app(store: Store, clock: Clock, token: str | None = None) -> Flask:
-    """The hub as a WSGI application; with a token everything but `/api/agent` needs it as bearer."""
+def create_app(
+    store: Store,
+    clock: Clock,
+    token: str | None = None,
+    *,
+    public_pages: bool = False,
+    allow: Allow = NOTHING_MORE,
+    limits: Limits | None = None,
+) -> Flask:
+    """The hub as a WSGI application; with a token everything but `/api/agent` needs it as bearer.
+
+    `limits` are how often one may come; None is as often as one likes.
+    """
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = BODY_MAX
     app.json.sort_keys = False  # type: ignore[attr-defined]
     look = Look(store.database, clock)
     app.register_blueprint(agent_api(store, look))
     app.register_blueprint(read_api(look, token))
+    app.register_blueprint(keys_api(store.keys, token))
+    app.register_blueprint(history_api(store.database, clock, token))
+    app.register_blueprint(document_api(store, token))
     app.register_blueprint(expose(look, token))
-    app.register_blueprint(pages(look, token))
+    webhooks = Webhooks(store.database, clock, allow)
+    app.register_blueprint(webhook_api(webhooks, token))
+    parts = Parts(store, look, clock, webhooks, History(store.database, clock))
+    app.register_blueprint(console(parts, token, public_pages))
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(wire.Malformed, _malformed)
-    app.register_error_handler(OperationalError, _unavailable)
+    for refusal in (OperationalError, InterfaceError, ProgrammingError, NoConnection):
+        app.register_error_handler(refusal, _unavailable)
     app.after_request(_guard)
+    gate = Gate(clock, limits or Limits(None, None))
+    app.before_request(gate.before)
+    app.after_request(gate.after)
+    if limits and limits.trusted:
+        app.wsgi_app = BehindProxies(app.wsgi_app, limits.trusted)  # type: ignore[method-assign]
     return app
 
 
-def _http_error(error: HTTPException) -> tuple[Response, int, list[tuple[str, str]]]:
+def from_settings(store: Store, clock: Clock, found: Settings) -> Flask:
+    """The application as the settings want it."""
+    public, allow = found.public_pages, found.webhook_allow
+    return create_app(store, clock, found.token, public_pages=public, allow=allow, limits=found.limits)
+
+
+def _http_error(error: HTTPException) -> Response | tuple[Response, int, list[tuple[str, str]]]:
+    if is_for_people(request):
+        return error_page(error)
     code = error.code or 500
-    kept = [(name, value) for name, value in error.get_headers() if name in ("Allow", "Location")]
+    kept = [(name, value) for name, value in error.get_headers() if name in ("Allow", "Location", "Retry-After")]
     if code == 401 and not request.path.startswith("/api/agent/"):
         kept.append(("WWW-Authenticate", "Bearer"))
     body = {"error": CODES.get(code, (error.name or "error").lower().replace(" ", "_")), "message": error.description}
@@ -61,9 +106,10 @@ def _malformed(error: wire.Malformed) -> tuple[Response, int]:
     return jsonify({"error": "bad_request", "message": str(error)}), 400
 
 
-def _unavailable(error: OperationalError) -> tuple[Response, int, dict[str, str]]:
-    """A full disk or a locked file is for a while: agents keep their rows and come back."""
-    log.error("The database refused (%s); agents keep their rows and try again", error.orig)
+def _unavailable(error: DBAPIError | NoConnection) -> tuple[Response, int, dict[str, str]]:
+    """A full disk, a locked file, a server that restarts are for a while: agents keep their rows and come back."""
+    said = str(error.orig if isinstance(error, DBAPIError) else error).splitlines() or [""]
+    log.error("The database refused (%s); agents keep their rows and try again", said[0])
     body = {"error": "storage_unavailable", "message": "the database refused; try again later"}
     return jsonify(body), 503, {"Retry-After": "5"}
 

@@ -18,6 +18,9 @@ import click
 
 from observer_agent import __version__
 from observer_agent.errors import ConfigError, DocumentError, ObserverError
+from observer_agent.hub.document_cli import register
+from observer_agent.hub.keys_cli import key
+from observer_agent.hub.webhook_cli import webhook
 
 EXIT_CONFIG = 78
 FOR_EVER = 3600.0
@@ -43,37 +46,43 @@ def main() -> None:
     """The cloud that you host yourself: hands out definitions, takes verdicts and heartbeats, shows a page."""
 
 
-@main.group()
-def key() -> None:
-    """Keys of agents."""
-
-
-@key.command()
-@click.argument("name")
-@guarded
-def create(name: str) -> None:
-    """Creates the agent NAME and prints its key, this once, as the last line."""
-    with opened() as (store, _):
-        made = store.create_key(name)
-    click.echo(f"The key of {name}; it is not kept here and cannot be shown again:")
-    click.echo(made)
+main.add_command(webhook)
+main.add_command(key)
 
 
 @main.command()
 @click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="A document of definitions.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Other than loopback needs OBSERVER_HUB_TOKEN.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0: a free one.")
+@click.option("--server", type=click.Choice(["waitress", "gunicorn"]), default="waitress", show_default=True)
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes of gunicorn.")
 @guarded
-def serve(file: Path | None, host: str, port: int) -> None:
+def serve(file: Path | None, host: str, port: int, server: str, workers: int) -> None:
     """Serves until SIGTERM."""
     from observer_agent.clock import Signals
     from observer_agent.hub import settings
+    from observer_agent.hub.follow import Follower
 
     settings.check_bind(host, settings.load(os.environ))
-    with Signals((signal.SIGTERM, signal.SIGINT)) as signals, serving(file, host, port) as url:
+    follow = Follower(file) if file else None
+    if server == "gunicorn":
+        return by_gunicorn(follow, host, port, workers)
+    with Signals((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)) as signals, serving(follow, host, port) as url:
         click.echo(f"listening on {url}")
-        while not signals.wait(FOR_EVER):
-            pass
+        while not {signal.SIGTERM, signal.SIGINT} & set(came := signals.wait(FOR_EVER)):
+            if follow and signal.SIGHUP in came:
+                follow.again()
+
+
+def by_gunicorn(follow: Any, host: str, port: int, workers: int) -> None:
+    """Applies the document once, and lets gunicorn's processes serve."""
+    from observer_agent.hub import production
+
+    with opened() as (store, found):
+        production.check(found.database_url, workers)
+        if follow:
+            follow.begin(store)
+    production.run(host, port, workers)
 
 
 @contextmanager
@@ -93,23 +102,25 @@ def opened() -> Iterator[tuple[Any, Any]]:
 
 
 @contextmanager
-def serving(file: Path | None, host: str, port: int) -> Iterator[str]:
+def serving(follow: Any, host: str, port: int) -> Iterator[str]:
     """A hub that serves while the block runs; gives its URL."""
     from observer_agent.clock import Clock
-    from observer_agent.hub import apply, server
-    from observer_agent.hub.app import create_app
+    from observer_agent.hub import server
+    from observer_agent.hub.app import from_settings
     from observer_agent.hub.ticker import Ticker
 
     with opened() as (store, found):
-        if file is not None:
-            apply.apply_file(store, file)
+        if follow:
+            follow.begin(store)
         server.adopt_log()
         clock = Clock()
         running, ticker = (
-            server.Server(create_app(store, clock, found.token), host, port),
-            Ticker(store, clock, found.remote_write),
+            server.Server(from_settings(store, clock, found), host, port),
+            Ticker(store, clock, found.remote_write, found.webhook_allow, keep=found.keep),
         )
         running.start()
+        if follow:
+            ticker.also("document", follow.step)
         ticker.start()
         try:
             yield running.url
@@ -117,6 +128,8 @@ def serving(file: Path | None, host: str, port: int) -> Iterator[str]:
             running.stop()
             ticker.stop()
 
+
+register(main)
 
 if __name__ == "__main__":
     main()

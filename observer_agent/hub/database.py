@@ -1,25 +1,39 @@
-"""The database: one engine, reads side by side, one write at a time, the schema brought up to date at opening.
+"""The database: one engine, transactions, and the schema brought up to date at opening. SQLite or PostgreSQL.
 
-SQLite in WAL mode, `synchronous=FULL`: a commit is on the disk before the answer goes out, because an agent forgets
-what the hub has accepted. Any thread may use a `Database`.
+What was committed is on the disk before the answer goes out, because an agent forgets what the hub has accepted:
+SQLite in WAL mode with `synchronous=FULL`, one write at a time in this process; PostgreSQL at READ COMMITTED, where
+whoever changes a row locks it first. Any thread may use a `Database`.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from sqlite3 import Connection as DriverConnection
+from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from observer_agent.errors import ConfigError
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
 BUSY_MS = 10_000
 POOL = 16  # request threads and a few
+POOL_WAIT = 8.0
 PRAGMAS = (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+POSTGRESQL = "postgresql"
+# Below the 10 s within which an answer should go out; a connection to a machine that is gone is given up as well.
+LIMITS = {"statement_timeout": "8s", "lock_timeout": "5s", "idle_in_transaction_session_timeout": "30s"}
+CONNECT = {"connect_timeout": 5, "keepalives_idle": 30, "tcp_user_timeout": 10_000, "application_name": "observer-hub"}
+ATTEMPTS = 4
+COLLISIONS = ("40001", "40P01")  # serialization failure, deadlock: the same transaction may pass the next time
+MIGRATING = 0x0B5E_47EB  # the advisory lock of those who bring the schema up to date
 
 
 class Database:
@@ -27,39 +41,68 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._writing = threading.Lock()
+        self._writing = threading.Lock() if engine.dialect.name == "sqlite" else nullcontext()
+        self._reading = {} if engine.dialect.name == "sqlite" else _SNAPSHOT
+
+    @property
+    def dialect(self) -> str:
+        """`sqlite` or `postgresql`."""
+        return self._engine.dialect.name
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A consistent view; nothing is written."""
-        with self._engine.connect() as conn, conn.begin():
-            yield conn
+        with self._engine.connect() as conn:
+            with conn.execution_options(**self._reading).begin():
+                yield conn
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """The one write transaction of this process: committed at the end, undone by an exception."""
+        """One write transaction: committed at the end, undone by an exception."""
         with self._writing, self._engine.connect() as conn:
             with conn.execution_options(observer_write=True).begin():
                 yield conn
+
+    def run(self, job: Callable[[Connection], T]) -> T:
+        """Does `job` in a write transaction; one that collided with another is undone and done again."""
+        for left in reversed(range(ATTEMPTS)):
+            try:
+                with self.write() as conn:
+                    return job(conn)
+            except DBAPIError as error:
+                if not left or getattr(error.orig, "sqlstate", None) not in COLLISIONS:
+                    raise
+                log.debug("Two transactions collided; this one is done again")
+        raise AssertionError("the last attempt returns or raises")
 
     def close(self) -> None:
         """Closes every connection."""
         self._engine.dispose()
 
 
+def insert(conn: Connection, table: Table) -> Any:
+    """An INSERT that knows `on_conflict_do_update` and `on_conflict_do_nothing`, of the connection's dialect."""
+    return DIALECTS[conn.dialect.name].insert(table)
+
+
+DIALECTS: dict[str, Any] = {"postgresql": postgresql, "sqlite": sqlite}
+_SNAPSHOT: dict[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+
+
 def open_database(url: str) -> Database:
     """Opens and migrates the database at `url`; raises ConfigError where that cannot be."""
     where = _parse(url)
-    engine = create_engine(where, hide_parameters=True, pool_size=POOL, max_overflow=0)
-    event.listen(engine, "connect", _prepare)
-    event.listen(engine, "begin", _begin)
-    database = Database(engine)
+    database = Database(_engine(where))
     try:
         migrate(database)
     except DBAPIError as error:
         database.close()
-        text = f"cannot be opened ({error.orig}): name a file in a directory that exists and can be written"
-        raise ConfigError("DATABASE_URL", _shown(where), text) from None
+        what = "name a file in a directory that exists and can be written"
+        if where.get_backend_name() == POSTGRESQL:
+            what = "check that the server runs and that the database, the user and the password are right"
+        # What the server says takes several lines and may name the user; the first says what is wrong.
+        said = (str(error.orig).splitlines() or [""])[0]
+        raise ConfigError("DATABASE_URL", _shown(where), f"cannot be opened ({said}): {what}") from None
     return database
 
 
@@ -72,27 +115,59 @@ def migrate(database: Database) -> None:
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     with database.write() as conn:
+        if database.dialect == POSTGRESQL:
+            conn.exec_driver_sql("SET LOCAL lock_timeout = '120s'")
+            conn.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            conn.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATING})")
         config.attributes["connection"] = conn
         command.upgrade(config, "head")
+
+
+def _engine(where: URL) -> Engine:
+    common: dict[str, Any] = {"hide_parameters": True, "pool_size": POOL, "max_overflow": 0, "pool_timeout": POOL_WAIT}
+    if where.get_backend_name() == POSTGRESQL:
+        given = {name: value for name, value in CONNECT.items() if name not in where.query}
+        try:
+            engine = create_engine(where, connect_args=given, pool_recycle=1800, **common)
+        except ImportError:
+            fix = "needs the extra `postgres`: pip install 'observer-agent[hub,postgres]'"
+            raise ConfigError("DATABASE_URL", _shown(where), fix) from None
+        event.listen(engine, "connect", _limit)
+    else:
+        engine = create_engine(where, **common)
+        event.listen(engine, "connect", _prepare)
+        event.listen(engine, "begin", _begin)
+    return engine
 
 
 def _parse(url: str) -> URL:
     try:
         where = make_url(url)
     except ArgumentError:
-        raise ConfigError("DATABASE_URL", "[not shown]", "is not a URL: use sqlite:///FILE") from None
+        text = "is not a URL: use sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+        raise ConfigError("DATABASE_URL", "[not shown]", text) from None
+    if where.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
+        return where.set(drivername="postgresql+psycopg")
     if where.drivername not in ("sqlite", "sqlite+pysqlite"):
-        raise ConfigError("DATABASE_URL", _shown(where), "only SQLite is known to this version: use sqlite:///FILE")
+        text = "is neither SQLite nor PostgreSQL: use sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+        raise ConfigError("DATABASE_URL", _shown(where), text)
     if where.database in (None, "", ":memory:"):
         raise ConfigError("DATABASE_URL", _shown(where), "must name a file: use sqlite:///FILE")
     return where
 
 
 def _shown(where: URL) -> str:
-    return where.set(query={}).render_as_string(hide_password=True)
+    return where.set(query={}).render_as_string(hide_password=True).replace("+psycopg", "")
 
 
-def _prepare(connection: DriverConnection, _record: object) -> None:
+def _limit(connection: Any, _record: object) -> None:
+    """No statement may hold up an answer for ever, whatever the server's own settings are."""
+    before, connection.autocommit = connection.autocommit, True
+    connection.execute("; ".join(f"SET {name} = '{value}'" for name, value in LIMITS.items()))
+    connection.autocommit = before
+
+
+def _prepare(connection: Any, _record: object) -> None:
     """The driver must not begin transactions by itself: `_begin` says which kind."""
     connection.isolation_level = None
     for pragma in PRAGMAS:

@@ -19,6 +19,7 @@ PENDING = "pending"
 STATUS_CHANGED = "metric.status_changed"
 NO_DATA = "metric.no_data"
 TEST = "webhook.test"
+LAID_OUT = "observer_laid_out"  # marks a connection whose transaction has filled the outbox: `courier.py` looks for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,14 @@ class Event:
 
 def emit(conn: Connection, event: Event) -> None:
     """Keeps an event and lays it into the outbox of every active webhook that has asked for its kind."""
+    keep(conn, event)
+    wanted = [row.id for row in conn.execute(select(schema.webhooks)) if row.active and wants(row.event_types, event)]
+    if wanted:
+        lay_out(conn, wanted, event)
+
+
+def keep(conn: Connection, event: Event) -> None:
+    """Keeps an event and tells nobody."""
     conn.execute(
         insert(schema.events).values(
             event_id=event.id,
@@ -45,15 +54,13 @@ def emit(conn: Connection, event: Event) -> None:
             data=json.dumps(dict(event.data)),
         )
     )
-    wanted = [row.id for row in conn.execute(select(schema.webhooks)) if row.active and wants(row.event_types, event)]
-    if wanted:
-        lay_out(conn, wanted, event)
 
 
 def lay_out(conn: Connection, webhook_ids: list[str], event: Event) -> None:
     """One entry of the outbox for each webhook, due at once."""
     entry = {"event_id": event.id, "state": PENDING, "created_at": event.at, "next_at": event.at}
     conn.execute(insert(schema.outbox), [{**entry, "webhook_id": each} for each in webhook_ids])
+    conn.info[LAID_OUT] = True
 
 
 def wants(event_types: str, event: Event) -> bool:

@@ -73,7 +73,9 @@ def _own(look: Look) -> Iterator[Metric]:
     yield _totals(agents, "duplicates", "observer_hub_rows_duplicate", "Rows of an agent that had been taken before.")
 
 
-def _per_agent(name: str, text: str, agents: list[dict[str, Any]], value: Callable[[dict[str, Any]], Any]) -> GaugeMetricFamily:
+def _per_agent(
+    name: str, text: str, agents: list[dict[str, Any]], value: Callable[[dict[str, Any]], Any]
+) -> GaugeMetricFamily:
     family = GaugeMetricFamily(name, text, labels=["agent"])
     for agent in agents:
         found = value(agent)

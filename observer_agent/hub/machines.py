@@ -17,7 +17,8 @@ DUPLICATE_SECONDS = 600.0
 UPTIME_MIN = 0.95
 DAY_MINUTES = 1440
 OBSERVED_MIN = 60  # minutes that must have been observed before uptime is judged
-_DAY = (1 << DAY_MINUTES) - 1
+_KEPT = DAY_MINUTES + 1  # a day, and the minute in progress
+_MASK = (1 << _KEPT) - 1
 
 
 class Signal(StrEnum):
@@ -114,7 +115,7 @@ def _with_hysteresis(state: Alert, bad: bool, calm: bool, now: float) -> Alert:
 
 
 class Minutes(NamedTuple):
-    """Which of the last 1440 minutes had a heartbeat: bit 0 is the minute `newest`, counted since 1970.
+    """Which minutes of the last day had a heartbeat: bit 0 is the minute `newest`, counted since 1970.
 
     `first` is the minute of the first heartbeat ever: what was before it was not observed and does not count.
     """
@@ -130,11 +131,11 @@ class Minutes(NamedTuple):
             return Minutes(minute, 1, minute)
         if minute >= self.newest:
             gap = minute - self.newest
-            bits = (self.bits << gap if gap < DAY_MINUTES else 0) | 1
-            return Minutes(minute, bits & _DAY, self.first)
+            bits = (self.bits << gap if gap < _KEPT else 0) | 1
+            return Minutes(minute, bits & _MASK, self.first)
         back = self.newest - minute
-        bits = self.bits | (1 << back) if back < DAY_MINUTES else self.bits
-        return Minutes(self.newest, bits & _DAY, min(self.first, minute))
+        bits = self.bits | (1 << back) if back < _KEPT else self.bits
+        return Minutes(self.newest, bits & _MASK, min(self.first, minute))
 
     def share(self, now: float) -> float | None:
         """The share of observed minutes of the last 24 hours that had a heartbeat; None before one hour was observed.
@@ -152,14 +153,14 @@ class Minutes(NamedTuple):
     def _up(self, last: int, observed: int) -> int:
         """How many of the `observed` minutes up to `last` had one."""
         ahead = self.newest - last  # minutes that are newer than the window
-        bits = self.bits >> ahead if ahead > 0 else self.bits << -ahead if ahead > -DAY_MINUTES else 0
+        bits = self.bits >> ahead if ahead > 0 else self.bits << -ahead if ahead > -_KEPT else 0
         return (bits & ((1 << observed) - 1)).bit_count()
 
     def pack(self) -> bytes:
         """As it is stored."""
-        return self.bits.to_bytes(DAY_MINUTES // 8, "big")
+        return self.bits.to_bytes(_KEPT // 8 + 1, "big")
 
 
 def unpack(newest: int, packed: bytes, first: int | None) -> Minutes:
     """What `Minutes.pack` made of it."""
-    return Minutes(newest, int.from_bytes(packed, "big") & _DAY, first)
+    return Minutes(newest, int.from_bytes(packed, "big") & _MASK, first)

@@ -218,6 +218,7 @@ def _rollup(name: str) -> Table:
         Column("low", Double),
         Column("high", Double),
         Index(f"{name}_by_start", "start"),
+        sqlite_with_rowid=False,  # what is read together lies together
     )
 
 
@@ -252,4 +253,23 @@ audit = Table(
     Column("action", String(64), nullable=False),
     Column("subject", String(256), nullable=False),
     Column("detail", Text, nullable=False, server_default=""),
+)
+
+# -- the console: who is logged in, and how the queues of agents were, minute by minute
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+)
+
+beats = Table(
+    "beats",
+    metadata,
+    Column("agent_id", String(36), primary_key=True),
+    Column("minute", BigInteger, primary_key=True),
+    Column("depth", BigInteger, nullable=False),
+    Column("age", BigInteger, nullable=False),
 )

@@ -47,6 +47,7 @@ class Server:
             channel_timeout=IDLE_SECONDS,
             max_request_body_size=BODY_MAX,
             ident=None,
+            clear_untrusted_proxy_headers=False,  # `limits.peer` decides whom to believe
         )
         self._server.channel_class = _Channel
 

@@ -6,39 +6,29 @@ the server; `Database` lets one of them write at a time.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import json
-import os
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy import Connection, Table, bindparam, delete, func, insert, select, text, update
 
 from observer_agent.clock import Clock
-from observer_agent.errors import UsageError
-from observer_agent.hub import ranges, schema
+from observer_agent.hub import beats, ranges, schema, statuses
 from observer_agent.hub.alerts import Judge
-from observer_agent.hub.database import Database
+from observer_agent.hub.database import DIALECTS, POSTGRESQL, Database
+from observer_agent.hub.database import insert as upsert
 from observer_agent.hub.fencing import Start, classify
+from observer_agent.hub.keys import Agent as Agent
+from observer_agent.hub.keys import Keys
+from observer_agent.hub.keys import digest as digest
+from observer_agent.hub.partitions import Partitions
 from observer_agent.hub.wire import Code, Heartbeat, Ledger, PushSequence, Reject, Row
 
-KEY_PREFIX = "obs_live_"
 UNMANAGED = "unmanaged"
 UNMANAGED_MAX = 10_000
 NO_PROBE = "manual"
 REVISION = "definitions_revision"
-
-
-class Agent(NamedTuple):
-    """Whose key a request carries."""
-
-    id: str
-    name: str
 
 
 class Taken(NamedTuple):
@@ -72,90 +62,69 @@ class Store:
         self.database = database
         self._clock = clock
         self.judge = judge or Judge()
+        self.keys = Keys(database, clock)
+        self.partitions = Partitions(database)
+
+    def now(self) -> float:
+        """The hub's wall clock, in seconds since 1970."""
+        return self._clock.now()
 
     # -- keys
 
-    def create_key(self, name: str) -> str:
-        """A new agent and its key, shown this once: only the SHA-256 is kept. Raises UsageError."""
-        if not 1 <= len(name) <= 128 or not name.isprintable() or name != name.strip():
-            raise UsageError("NAME must be 1 to 128 printable characters without blanks around them")
-        key = KEY_PREFIX + base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=")
-        agent_id, now = str(uuid.uuid4()), self._clock.now()
-        with self.database.write() as conn:
-            if conn.scalar(select(schema.agents.c.id).where(schema.agents.c.name == name)):
-                raise UsageError(f"there is a key for {name!r} already; choose another name")
-            conn.execute(insert(schema.agents).values(id=agent_id, name=name, created_at=now))
-            conn.execute(insert(schema.keys).values(digest=digest(key), agent_id=agent_id, created_at=now))
-        return key
+    def create_key(self, name: str, actor: str = "cli") -> str:
+        """A new agent and its key, shown this once. Raises UsageError."""
+        return self.keys.create(name, actor)
 
     def agent_of(self, key: str) -> Agent | None:
         """The agent whose key this is, None when nobody's."""
-        wanted = digest(key)
-        keys, agents = schema.keys, schema.agents
-        query = select(keys.c.digest, keys.c.expires_at, agents.c.id, agents.c.name).join_from(keys, agents)
-        with self.database.read() as conn:
-            row = conn.execute(query.where(keys.c.digest == wanted)).first()
-        if row is None or not hmac.compare_digest(row.digest, wanted):
-            return None
-        expired = row.expires_at is not None and row.expires_at <= self._clock.now()
-        return None if expired else Agent(row.id, row.name)
+        return self.keys.agent_of(key)
 
     # -- what agents send
 
     def notice(self, agent: Agent, started: float | None) -> Start:
         """Keeps what a request's start time says, and says it; the common case writes nothing."""
         with self.database.read() as conn:
-            start, _ = self._classify(conn, agent.id, started)
+            start, _ = self._classify(conn.scalar(_KNOWN, {"agent": agent.id}), started)
         if start in (Start.SAME, Start.UNKNOWN):
             return start
-        with self.database.write() as conn:
-            return self._fence(conn, agent.id, started)[0]
+        return self.database.run(lambda conn: self._fence(conn, agent.id, started)[0])
 
     def take(
         self, agent: Agent, started: float | None, rows: Sequence[Row], sequence: PushSequence | None
     ) -> Taken | Fenced:
         """Stores the rows that were not taken before; nothing of a push from an older process."""
-        with self.database.write() as conn:
-            start, known = self._fence(conn, agent.id, started)
-            if start is Start.STALE and known is not None:
-                return Fenced(known)
-            around = _ranges_around(conn, agent.id, sequence)
-            fresh = [r for r in rows if not (sequence and ranges.covers(around, sequence.ids[r.at]))]
-            duplicates = len(rows) - len(fresh)
-            fresh, rejects = self._admit(conn, fresh)
-            if fresh:
-                self._insert(conn, agent.id, fresh, sequence)
-            if fresh and sequence:
-                _keep_ranges(conn, agent.id, sequence, around, fresh)
-            if rows:
-                _count(conn, agent.id, len(fresh), duplicates)
-        return Taken(len(fresh), duplicates, rejects)
+        self.partitions.ensure(self._clock.now())
+        return self.database.run(lambda conn: self._take(conn, agent.id, (started, sequence), rows))
 
     def beat(self, agent: Agent, started: float | None, heartbeat: Heartbeat) -> Start:
         """Keeps a heartbeat; that of an older process changes nothing but the duplicate flag."""
-        with self.database.write() as conn:
+
+        def job(conn: Connection) -> Start:
             start, _ = self._fence(conn, agent.id, started)
             if start is not Start.STALE:
                 now = self._clock.now()
                 agents = schema.agents
                 conn.execute(update(agents).where(agents.c.id == agent.id).values(**_facts(heartbeat, now)))
                 _keep_ledgers(conn, agent.id, heartbeat.delivery, now)
+                beats.note(conn, agent.id, now, (heartbeat.queue_depth, heartbeat.queue_oldest_age_seconds))
                 self.judge.heard(conn, agent.id, now)
-        return start
+            return start
+
+        return self.database.run(job)
 
     # -- definitions
 
     def apply(self, wanted: Iterable[Managed]) -> bool:
         """Inserts or updates metrics by key, leaves others alone; says whether anything changed."""
         with self.database.write() as conn:
-            changed = sum(self._apply_one(conn, metric) for metric in wanted)
+            bump(conn, 0)  # two that apply at once do so one after the other
+            changed = sum(self.put(conn, metric) for metric in wanted)
             if changed:
-                counters = schema.counters
-                bump = upsert(counters).values(name=REVISION, n=1)
-                conn.execute(bump.on_conflict_do_update(index_elements=["name"], set_={"n": counters.c.n + 1}))
+                bump(conn, 1)
         return changed > 0
 
-    def _apply_one(self, conn: Connection, metric: Managed) -> bool:
+    def put(self, conn: Connection, metric: Managed) -> bool:
+        """Inserts or updates one metric inside a transaction that holds the revision; says whether it changed."""
         metrics = schema.metrics
         values = {
             "key": metric.key,
@@ -171,18 +140,44 @@ class Store:
         moved = (metrics.c.key == metric.key) & (metrics.c.id != metric.definition["id"])
         conn.execute(update(metrics).where(moved).values(key=None, managed=False, source_type=UNMANAGED))
         fresh = {"id": metric.definition["id"], "created_at": self._clock.now(), **values}
-        conn.execute(upsert(metrics).values(fresh).on_conflict_do_update(index_elements=["id"], set_=values))
+        conn.execute(upsert(conn, metrics).values(fresh).on_conflict_do_update(index_elements=["id"], set_=values))
         return True
 
     # -- inside a transaction
 
-    def _classify(self, conn: Connection, agent_id: str, started: float | None) -> tuple[Start, float | None]:
-        known = conn.scalar(select(schema.agents.c.started_at).where(schema.agents.c.id == agent_id))
+    def _take(
+        self,
+        conn: Connection,
+        agent_id: str,
+        origin: tuple[float | None, PushSequence | None],
+        rows: Sequence[Row],
+    ) -> Taken | Fenced:
+        started, sequence = origin
+        start, known = self._fence(conn, agent_id, started)
+        if start is Start.STALE and known is not None:
+            return Fenced(known)
+        around = _ranges_around(conn, agent_id, sequence)
+        fresh = [r for r in rows if not (sequence and ranges.covers(around, sequence.ids[r.at]))]
+        duplicates = len(rows) - len(fresh)
+        fresh, rejects = self._admit(conn, fresh)
+        if fresh:
+            self._insert(conn, agent_id, fresh, sequence)
+        if fresh and sequence:
+            _keep_ranges(conn, agent_id, sequence, around, fresh)
+        if rows:
+            _count(conn, agent_id, len(fresh), duplicates)
+        return Taken(len(fresh), duplicates, rejects)
+
+    def _classify(self, known: float | None, started: float | None) -> tuple[Start, float | None]:
         return classify(known, started, self._clock.now()), known
 
     def _fence(self, conn: Connection, agent_id: str, started: float | None) -> tuple[Start, float | None]:
-        """The class of a start time, with its traces kept, and the newest one known before."""
-        start, known = self._classify(conn, agent_id, started)
+        """The class of a start time, with its traces kept, and the newest one known before.
+
+        Comes first in its transaction, because it holds the agent's row: pushes and heartbeats of one agent that
+        arrive at several hub processes go one after the other.
+        """
+        start, known = self._classify(conn.scalar(_HELD, {"agent": agent_id}), started)
         agents = schema.agents
         traces: dict[str, Any] = {}
         if start is Start.FIRST:
@@ -200,8 +195,7 @@ class Store:
     def _admit(self, conn: Connection, rows: list[Row]) -> tuple[list[Row], list[Reject]]:
         """Lists metrics nobody has defined as unmanaged, up to a bound; rows beyond it are refused."""
         metrics = schema.metrics
-        named = {row.metric_id for row in rows}
-        known = set(conn.scalars(select(metrics.c.id).where(metrics.c.id.in_(named))))
+        known = set(conn.scalars(_LISTED, {"ids": list({row.metric_id for row in rows})}))
         fresh = [name for name in dict.fromkeys(row.metric_id for row in rows) if name not in known]
         if not fresh:
             return rows, []
@@ -209,8 +203,9 @@ class Store:
         fresh = fresh[: max(0, UNMANAGED_MAX - count)]
         if fresh:
             now = self._clock.now()
-            listed = [{"id": n, "source_type": UNMANAGED, "managed": False, "created_at": now} for n in fresh]
-            conn.execute(insert(metrics), listed)
+            # In the order of their ids: two agents that bring the same new ones must not wait for one another.
+            listed = [{"id": n, "source_type": UNMANAGED, "managed": False, "created_at": now} for n in sorted(fresh)]
+            conn.execute(upsert(conn, metrics).on_conflict_do_nothing(), listed)
         known.update(fresh)
         refused = [Reject(r.at, "metric_id", Code.TOO_MANY_METRICS) for r in rows if r.metric_id not in known]
         return [row for row in rows if row.metric_id in known], refused
@@ -232,34 +227,62 @@ class Store:
         ]
         ids = [sequence.ids[row.at] if sequence else None for row in rows]
         history = [{**each, "queue_id": queue_id, "row_id": row_id} for each, row_id in zip(values, ids, strict=True)]
-        conn.execute(insert(schema.pushes), history)
+        if conn.dialect.name == POSTGRESQL:
+            names = list(history[0])
+            conn.execute(_UNNEST, {name: [each[name] for each in history] for name in names})
+        else:
+            conn.execute(insert(schema.pushes), history)
         newest = {each["metric_id"]: each for each in values}
-        conn.execute(_NEWEST, list(newest.values()))
+        current = statuses.heard(conn, agent_id, list(newest.values()), now)
+        if current:
+            conn.execute(_NEWEST[conn.dialect.name], current)
 
 
-def digest(key: str) -> str:
-    """The form in which a key is kept: its SHA-256 in hex."""
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+def _replacing(table: Table, keys: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    """For each dialect: insert, or replace `names` where a row with the same `keys` stands."""
+    fresh = {name: dialect.insert(table) for name, dialect in DIALECTS.items()}
+    return {
+        name: each.on_conflict_do_update(index_elements=list(keys), set_={n: each.excluded[n] for n in names})
+        for name, each in fresh.items()
+    }
 
 
-def _replacing(statement: Any, keys: Sequence[str], names: Sequence[str]) -> Any:
-    """Insert, or replace `names` where a row with the same `keys` stands."""
-    return statement.on_conflict_do_update(
-        index_elements=list(keys), set_={name: statement.excluded[name] for name in names}
-    )
+def bump(conn: Connection, by: int) -> None:
+    """Moves the revision of the definitions; its row is held until the transaction ends."""
+    counters = schema.counters
+    fresh = upsert(conn, counters).values(name=REVISION, n=by)
+    conn.execute(fresh.on_conflict_do_update(index_elements=["name"], set_={"n": counters.c.n + by}))
 
 
 _NEWEST = _replacing(
-    upsert(schema.latest), ("metric_id", "agent_id"), ("value", "timestamp", "status", "reason", "received_at")
+    schema.latest, ("metric_id", "agent_id"), ("value", "timestamp", "status", "reason", "received_at")
 )
 _LEDGER = _replacing(
-    upsert(schema.deliveries), ("agent_id", "queue_id"), ("given", "accepted", "pending", "lost", "reported_at")
+    schema.deliveries, ("agent_id", "queue_id"), ("given", "accepted", "pending", "lost", "reported_at")
+)
+_KNOWN = select(schema.agents.c.started_at).where(schema.agents.c.id == bindparam("agent"))
+_HELD = _KNOWN.with_for_update()
+# One statement with an array for each column: several times as fast as a row each.
+_UNNEST = text(
+    "INSERT INTO pushes (metric_id, agent_id, value, timestamp, status, reason, received_at, queue_id, row_id) "
+    "SELECT * FROM unnest(CAST(:metric_id AS text[]), CAST(:agent_id AS text[]), CAST(:value AS float8[]), "
+    "CAST(:timestamp AS float8[]), CAST(:status AS text[]), CAST(:reason AS text[]), CAST(:received_at AS float8[]), "
+    "CAST(:queue_id AS text[]), CAST(:row_id AS int8[]))"
 )
 _FORGET = delete(schema.taken).where(
     schema.taken.c.agent_id == bindparam("agent"),
     schema.taken.c.queue_id == bindparam("queue"),
     schema.taken.c.first_id == bindparam("first"),
 )
+_TOTALS = (
+    update(schema.agents)
+    .where(schema.agents.c.id == bindparam("agent"))
+    .values(
+        taken=schema.agents.c.taken + bindparam("stored"),
+        duplicates=schema.agents.c.duplicates + bindparam("doubled"),
+    )
+)
+_LISTED = select(schema.metrics.c.id).where(schema.metrics.c.id.in_(bindparam("ids", expanding=True)))
 
 
 def _ranges_around(conn: Connection, agent_id: str, sequence: PushSequence | None) -> list[ranges.Range]:
@@ -287,9 +310,7 @@ def _keep_ranges(
 
 
 def _count(conn: Connection, agent_id: str, stored: int, duplicates: int) -> None:
-    agents = schema.agents
-    totals = {"taken": agents.c.taken + stored, "duplicates": agents.c.duplicates + duplicates}
-    conn.execute(update(agents).where(agents.c.id == agent_id).values(**totals))
+    conn.execute(_TOTALS, {"agent": agent_id, "stored": stored, "doubled": duplicates})
 
 
 def _facts(heartbeat: Heartbeat, now: float) -> dict[str, Any]:
@@ -317,4 +338,4 @@ def _keep_ledgers(conn: Connection, agent_id: str, ledgers: Sequence[Ledger], no
         for each in {each.queue_id: each for each in ledgers}.values()
     ]
     if rows:
-        conn.execute(_LEDGER, rows)
+        conn.execute(_LEDGER[conn.dialect.name], rows)

@@ -1,4 +1,5 @@
-"""What the hub does without being asked, each on a worker of its own: alerts that silence decides.
+"""What the hub does without being asked, each on a worker of its own: alerts that silence decides, statuses that
+have held long enough, roll-ups, retention.
 
 `start` is called by the front door with the hub's store; `stop` ends the workers. Several hub processes may do the same
 things side by side: whoever changes a row locks it first.
@@ -6,29 +7,58 @@ things side by side: whoever changes a row locks it first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from observer_agent.clock import Clock
 from observer_agent.errors import ConfigError
+from observer_agent.hub import statuses
+from observer_agent.hub.courier import Courier
+from observer_agent.hub.guard import NOTHING_MORE, Allow, Guard
+from observer_agent.hub.keep import Keep
+from observer_agent.hub.partitions import WEEK
+from observer_agent.hub.post import Poster
 from observer_agent.hub.remote import Exporter, Target
+from observer_agent.hub.roller import Roller
 from observer_agent.hub.settings import RemoteWrite
 from observer_agent.hub.store import Store
 from observer_agent.worker import Supervisor, Worker
 
 ALERTS_EVERY = 5.0
+STATUSES_EVERY = 5.0
+PARTS_EVERY = 3600.0
 STOP_SECONDS = 5.0
 
 
 class Ticker:
     """The workers beside the server."""
 
-    def __init__(self, store: Store, clock: Clock, remote: RemoteWrite | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        remote: RemoteWrite | None = None,
+        allow: Allow = NOTHING_MORE,
+        *,
+        keep: Keep | None = None,
+    ) -> None:
         self._store = store
         self._clock = clock
         self._exporter = _exporter(store, clock, remote) if remote else None
+        self._courier = Courier(store.database, clock, Poster(Guard(allow, clock), clock))
+        self._roller = Roller(store.database, clock, keep)
         self._supervisor = Supervisor()
+
+    def also(self, name: str, step: Callable[[], float]) -> None:
+        """One more step on a worker of its own."""
+        self._supervisor.add(Worker(name, step, self._clock))
 
     def start(self) -> None:
         """Starts every worker."""
         self._supervisor.add(Worker("alerts", self._alerts, self._clock))
+        self._supervisor.add(Worker("statuses", self._statuses, self._clock))
+        self._supervisor.add(Worker("parts", self._parts, self._clock))
+        self._supervisor.add(Worker("roll", self._roller.step, self._clock))
+        self._supervisor.add(self._courier.worker)
         if self._exporter:
             self._supervisor.add(Worker("export", self._exporter.step, self._clock))
 
@@ -39,12 +69,24 @@ class Ticker:
             worker.stop()
         for worker in workers:
             worker.join(STOP_SECONDS)
+        self._courier.stop()
+        self._roller.stop()
         if self._exporter:
             self._exporter.stop()
 
     def _alerts(self) -> float:
         self._store.judge.tick(self._store.database, self._clock.now())
         return ALERTS_EVERY
+
+    def _parts(self) -> float:
+        """The partitions of this week and of the next ones, long before a push needs them."""
+        for weeks in (0, 1, 2):
+            self._store.partitions.ensure(self._clock.now() + weeks * WEEK)
+        return PARTS_EVERY
+
+    def _statuses(self) -> float:
+        statuses.tick(self._store.database, self._clock.now())
+        return STATUSES_EVERY
 
 
 def _exporter(store: Store, clock: Clock, remote: RemoteWrite) -> Exporter:
