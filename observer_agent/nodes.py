@@ -102,7 +102,7 @@ def _compose(text: str) -> Any:
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise Complaint(line, f"not YAML ({error.problem or error.context}): correct this line") from None
-    except (YAMLError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+    except (YAMLError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError) as error:
         raise Complaint(1, f"not YAML ({type(error).__name__}): correct the text") from None
     except RecursionError:
         raise Complaint(1, "nested too deeply: write it flatter") from None

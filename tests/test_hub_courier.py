@@ -22,7 +22,7 @@ from sqlalchemy import delete, insert, select, update
 from observer_agent import __version__
 from observer_agent.clock import Clock, iso
 from observer_agent.hub import outbox, schema
-from observer_agent.hub.courier import Courier
+from observer_agent.hub.courier import THREADS, Courier
 from observer_agent.hub.database import Database, open_database
 from observer_agent.hub.events import Event, emit
 from observer_agent.hub.guard import Allow, Guard, parse_allow
@@ -542,23 +542,47 @@ def test_two_couriers_on_one_database_never_overlap(tmp_path: Path) -> None:
     assert receiver.most[""] > 1 and min(sent.values()) > 0, "or the test has shown nothing"
 
 
-def test_an_event_wakes_the_courier(hub: TestHub) -> None:
+@contextmanager
+def working(hub: TestHub) -> Iterator[Courier]:
+    """A courier at work on the real clock that has looked once and found nothing."""
     clock = Clock()
+    courier = Courier(hub.database, clock, poster())
+    courier.worker.start()
+    try:
+        until = clock.monotonic() + 5
+        while not courier.worker.turns and clock.monotonic() < until:
+            clock.alarm().wait(0.01)
+        assert courier.worker.turns
+        yield courier
+    finally:
+        courier.worker.stop()
+        courier.worker.join(5)
+        courier.stop()
+
+
+def test_an_event_wakes_the_courier(hub: TestHub) -> None:
     with Receiver() as receiver:
         subscribe(hub, receiver.url)
-        courier = Courier(hub.database, clock, poster())
-        courier.worker.start()
-        try:
-            until = clock.monotonic() + 5
-            while not courier.worker.turns and clock.monotonic() < until:
-                clock.alarm().wait(0.01)
-            assert courier.worker.turns
-            tell(hub.database, clock.now())
+        with working(hub):
+            tell(hub.database, Clock().now())
             assert receiver.wait_for(1, 3), "long before it would look by itself"
-        finally:
-            courier.worker.stop()
-            courier.worker.join(5)
-            courier.stop()
+
+
+def test_more_webhooks_than_threads_do_not_wait_for_the_next_look(hub: TestHub) -> None:
+    full = threading.Barrier(THREADS, timeout=10)
+
+    def hold(_: Request) -> bytes:
+        if len(receiver.got) <= THREADS:
+            full.wait()
+        return OK
+
+    with Receiver(hold) as receiver:
+        for n in range(THREADS + 3):
+            subscribe(hub, f"{receiver.url}/{n}", f"hook {n}")
+        with working(hub):
+            tell(hub.database, Clock().now())
+            assert receiver.wait_for(THREADS + 3, 4)
+    assert receiver.most[""] == THREADS
 
 
 def test_old_deliveries_are_deleted_in_bounded_pieces(hub: TestHub) -> None:

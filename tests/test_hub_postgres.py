@@ -52,7 +52,7 @@ def database(url: str) -> Iterator[Database]:
 
 def test_the_suite_of_the_hub_passes_here_too(postgres: Server) -> None:
     files = sorted(str(f) for f in (ROOT / "tests").glob("test_hub_*.py") if f.name != Path(__file__).name)
-    words = ["-X", "dev", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not prove", *files]
+    words = ["-X", "dev", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not prove", *files]
     done = subprocess.run(
         [sys.executable, *words], env={**os.environ, NAMED: postgres.url}, cwd=ROOT, capture_output=True, text=True
     )

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, delete, func, insert, select
 
-from observer_agent.hub import roller, schema
+from observer_agent.hub import partitions, roller, schema
 from observer_agent.hub.database import Database
 from observer_agent.hub.keep import Keep, forget
 from observer_agent.hub.roller import Roller
@@ -59,6 +59,7 @@ def put(hub: TestHub, rows: list[Push], received: float | None = None, metric: s
     at = hub.clock.now() - 100 if received is None else received
     base = {"metric_id": metric, "agent_id": AGENT, "queue_id": None, "row_id": None, "reason": None}
     with hub.database.write() as conn:
+        partitions.make(conn, at)
         conn.execute(
             insert(schema.pushes),
             [{**base, "value": v, "timestamp": float(t), "status": s, "received_at": at} for t, s, v in rows],
