@@ -17,6 +17,7 @@
     statuses.py    which status of a metric holds, after its dwell
     rollup.py      pure: verdicts to seconds by status; roller.py fills hours and days, keep.py forgets
     history.py     what a metric was; history_api.py is its face; pushed.py finds rows by time
+    openapi.py     the whole HTTP API as an OpenAPI document, of the objects in shapes.py
     expose.py      the Prometheus text format; remote.py and remote_format.py write to one
     ticker.py      what is done without being asked; lease.py: by one process at a time
     wire.py        pure: bodies and headers of agents to words, bad rows to reject codes

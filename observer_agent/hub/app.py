@@ -7,7 +7,7 @@ import logging
 from flask import Flask, Response, jsonify, request
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as NoConnection
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadRequest, HTTPException
 
 from observer_agent.clock import Clock
 from observer_agent.hub import wire
@@ -23,6 +23,7 @@ from observer_agent.hub.history_api import history_api
 from observer_agent.hub.keys_api import keys_api
 from observer_agent.hub.limits import BehindProxies, Limits
 from observer_agent.hub.look import Look
+from observer_agent.hub.openapi import openapi_api
 from observer_agent.hub.read_api import read_api
 from observer_agent.hub.settings import Settings
 from observer_agent.hub.store import Store
@@ -68,6 +69,7 @@ def create_app(
     app.register_blueprint(history_api(store.database, clock, token))
     app.register_blueprint(document_api(store, token))
     app.register_blueprint(expose(look, token))
+    app.register_blueprint(openapi_api(token))
     webhooks = Webhooks(store.database, clock, allow)
     app.register_blueprint(webhook_api(webhooks, token))
     parts = Parts(store, look, clock, webhooks, History(store.database, clock))
@@ -79,6 +81,7 @@ def create_app(
     app.after_request(_guard)
     gate = Gate(clock, limits or Limits(None, None))
     app.before_request(gate.before)
+    app.before_request(_readable)
     app.after_request(gate.after)
     if limits and limits.trusted:
         app.wsgi_app = BehindProxies(app.wsgi_app, limits.trusted)  # type: ignore[method-assign]
@@ -112,6 +115,12 @@ def _unavailable(error: DBAPIError | NoConnection) -> tuple[Response, int, dict[
     log.error("The database refused (%s); agents keep their rows and try again", said[0])
     body = {"error": "storage_unavailable", "message": "the database refused; try again later"}
     return jsonify(body), 503, {"Retry-After": "5"}
+
+
+def _readable() -> None:
+    """PostgreSQL cannot be asked for a text with a NUL."""
+    if "\0" in request.path or any("\0" in each for each in request.args.values()):
+        raise BadRequest("the URL holds a NUL")
 
 
 def _guard(response: Response) -> Response:

@@ -82,6 +82,8 @@ class _WebhookApi:
         event_id, webhook = body.get("event_id"), body.get("webhook")
         if not isinstance(event_id, str) or not (webhook is None or isinstance(webhook, str)):
             raise BadRequest("event_id must be a text, and webhook a name where it is given")
+        event_id = wire.clean(event_id, len(event_id))  # no database can be asked for half of a surrogate pair
+        webhook = None if webhook is None else wire.clean(webhook, len(webhook))
         return jsonify({"webhooks": self._webhooks.redeliver(ACTOR, event_id, webhook)}), 202
 
     def deliveries(self, ref: str | None) -> Response:
