@@ -341,7 +341,9 @@ def test_the_wheel_holds_the_package_alone(built):
     [file] = built.glob("*.whl")
     with zipfile.ZipFile(file) as archive:
         tops = {name.split("/")[0] for name in archive.namelist()}
-        assert "observer_agent/hub/static/hub.css" in archive.namelist()
+        package = ROOT / "observer_agent"
+        files = (each for each in package.rglob("*") if each.is_file() and "__pycache__" not in each.parts)
+        assert {str(each.relative_to(ROOT)) for each in files} <= set(archive.namelist())
     assert tops == {"observer_agent", f"observer_agent-{VERSION}.dist-info"}
 
 
