@@ -296,6 +296,15 @@ def check_for_screen_readers(browser: Any, path: str) -> None:
     assert [each for each in roles if each[0] in kinds and not each[1]] == [], path
 
 
+def leave_by(browser: Any, by: str, what: str) -> None:
+    """Presses a button and waits until the page that it stands on is gone."""
+    from selenium.webdriver.support.expected_conditions import staleness_of
+
+    button = browser.find_element(by, what)
+    button.click()
+    until(lambda: staleness_of(button)(browser))
+
+
 def test_the_token_opens_the_console_and_logging_out_closes_it(browser: Any, tmp_path: Path) -> None:
     from selenium.webdriver.common.by import By
 
@@ -306,15 +315,15 @@ def test_the_token_opens_the_console_and_logging_out_closes_it(browser: Any, tmp
             field = browser.find_element(By.ID, "token")
             assert field.get_attribute("type") == "password" and field == browser.switch_to.active_element
             field.send_keys(token)
-            browser.find_element(By.TAG_NAME, "button").click()
+            leave_by(browser, By.TAG_NAME, "button")
         until(lambda: browser.current_url == f"{url}/console/keys")
         (cookie,) = browser.get_cookies()
         assert (cookie["name"], cookie["httpOnly"], cookie["sameSite"]) == ("observer_hub", True, "Strict")
         assert run(browser, "document.cookie") == "" and "sesame" not in browser.page_source
         browser.find_element(By.ID, "name").send_keys("new")
-        browser.find_element(By.XPATH, "//button[text()='Create key']").click()
+        leave_by(browser, By.XPATH, "//button[text()='Create key']")
         assert browser.find_element(By.CLASS_NAME, "key").text.startswith("obs_live_")
-        browser.find_element(By.XPATH, "//button[text()='Log out']").click()
+        leave_by(browser, By.XPATH, "//button[text()='Log out']")
         until(lambda: browser.current_url == f"{url}/login")
         browser.get(f"{url}/console/keys")
         assert browser.current_url.startswith(f"{url}/login")
@@ -326,7 +335,7 @@ def test_a_session_that_ends_leads_to_the_login(browser: Any, tmp_path: Path) ->
     with memory_hub(tmp_path, token="open-sesame-42") as hub, served(hub.app) as url:
         browser.get(f"{url}/console/agents")
         browser.find_element(By.ID, "token").send_keys("open-sesame-42")
-        browser.find_element(By.TAG_NAME, "button").click()
+        leave_by(browser, By.TAG_NAME, "button")
         until(lambda: browser.current_url == f"{url}/console/agents")
         hub.clock.advance(13 * 3600)
         until(lambda: browser.current_url == f"{url}/login?next=/console/agents")

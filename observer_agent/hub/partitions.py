@@ -100,6 +100,8 @@ def _drop_slice(database: Database, cutoff: float) -> int:
 
 
 def _is_partitioned(conn: Connection) -> bool:
+    if conn.dialect.name != POSTGRESQL:
+        return False
     return conn.scalar(text("SELECT relkind = 'p' FROM pg_class WHERE oid = 'pushes'::regclass")) is True
 
 
