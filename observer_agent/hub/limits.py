@@ -34,7 +34,7 @@ class Rate:
 class Limits:
     """The limits of a hub: requests of a key, refused keys and tokens of an address; None is no limit."""
 
-    by_key: Rate | None = Rate(600.0, 300)
+    by_key: Rate | None = Rate(6000.0, 3000)
     refused: Rate | None = Rate(20.0, 20)
     trusted: Sequence[Network] = ()
 

@@ -15,7 +15,7 @@ from observer_agent.hub.keep import Keep
 from observer_agent.hub.limits import Limits, Rate, networks
 
 LOG_FORMATS = ("auto", "text", "json", "journald")
-KEY_RATE = 600  # requests a minute of one key: an agent at its normal pace needs about ten
+KEY_RATE = 6000  # requests a minute of one key: an agent needs ten, one that catches up or probes each second hundreds
 DATABASE_URL = "sqlite:///observer-hub.db"
 
 
