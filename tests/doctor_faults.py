@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -513,18 +514,20 @@ def _(bench):
 # the answer
 
 
-def answered(name: str, id_: str, data: bytes, code: int = 2) -> None:
-    FAULTS[name] = Fault(id_, code, lambda bench: bench.answers(data))
+def answered(name: str, id_: str, data: bytes | Callable[[], bytes], code: int = 2) -> None:
+    """A cloud that answers so; what carries a date is made when it is wanted, not when this file is read."""
+    FAULTS[name] = Fault(id_, code, lambda bench: bench.answers(data() if callable(data) else data))
 
 
 HTML = b"<!doctype html><title>Welcome</title>"
-answered("a key that is not known", "authentication.refused", json_answer({"error": "unauthorized"}, 401))
-answered("a suspended plan", "authentication.suspended", json_answer({"code": "agent_suspended_plan"}, 403))
+answered("a key that is not known", "authentication.refused", partial(json_answer, {"error": "unauthorized"}, 401))
+SUSPENDED = partial(json_answer, {"code": "agent_suspended_plan"}, 403)
+answered("a suspended plan", "authentication.suspended", SUSPENDED)
 answered("a request that is forbidden", "authentication.forbidden", answer(HTML, 403, Content_Type="text/html"))
 answered("another program", "contract.missing", answer(HTML, 404, Content_Type="text/html"))
 answered("a method that is not allowed", "contract.missing", answer(b"", 405))
 answered("a web page", "contract.html", answer(HTML, Content_Type="text/html"))
-answered("a JSON object", "contract.not_definitions", json_answer({"definitions": []}))
+answered("a JSON object", "contract.not_definitions", partial(json_answer, {"definitions": []}))
 answered("a redirect", "contract.redirect", redirect("https://login.example.org/?next=x"))
 answered("a server with a fault", "contract.server_error", answer(HTML, 502))
 answered("a captive portal", "contract.captive_portal", answer(HTML, 511))
