@@ -34,6 +34,7 @@ BODY = b'{"accepted":100,"rejected":[]}'
 def serve(ready: Any, latency: float) -> None:
     """A receiver that answers every POST after `latency` seconds, on kept connections."""
     listener = socket.create_server(("127.0.0.1", 0))
+    pause = threading.Event()
     ready.send(listener.getsockname()[1])
 
     def talk(conn: socket.socket) -> None:
@@ -48,7 +49,7 @@ def serve(ready: Any, latency: float) -> None:
                     return
                 file.read(length)
                 if latency:
-                    time.sleep(latency)
+                    pause.wait(latency)
                 conn.sendall(ANSWER + BODY)
 
     while True:

@@ -39,7 +39,7 @@ from observer_agent.worker import Care, Step, Supervisor, Thread, Worker, attemp
 log = logging.getLogger(__name__)
 
 TIDY, TIDY_AGAIN = 15.0, 0.2
-LONGEST_CALL = 45.0  # a turn of the sender or the heartbeat: one request of 30 s, twice at most within its deadline
+LONGEST_CALL = 45.0  # a turn of the sender or the heartbeat: one request has 30 s, whatever it takes
 STOP_BUDGET = 8.0  # below the unit's TimeoutStopSec
 
 Reread = Callable[[], tuple[Settings, Mapping[str, str]]]

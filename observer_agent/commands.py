@@ -55,7 +55,13 @@ def run(file: Path | None) -> int:
 
 def look_at(file: Path | None) -> Settings:
     """The settings of the installed service, for a command that only looks; raises ConfigError."""
-    return config.load(config.environment(os.environ), file or config.usual_file(), to_run=False)
+    join_service()
+    return config.load(os.environ, file or config.usual_file(), to_run=False)
+
+
+def join_service(folder: Path = config.FOLDER) -> None:
+    """Takes on the installed service's environment: its proxies, its file of CAs and its secrets count here too."""
+    os.environ.update(config.environment(os.environ, folder))
 
 
 def secrets(settings: Settings) -> list[str]:
@@ -69,7 +75,8 @@ def check(file: Path | None, connect: bool) -> dict[str, Any]:
 
     Returns `{ok, settings, definitions?, cloud?}`.
     """
-    settings = config.load(config.environment(os.environ), file or config.usual_file())
+    join_service()
+    settings = config.load(os.environ, file or config.usual_file())
     report: dict[str, Any] = {"ok": True, "settings": config.masked(settings)}
     if settings.definitions_file:
         rows = _read_rows(Path(settings.definitions_file))

@@ -6,11 +6,12 @@ import pytest
 
 from observer_agent.clock import Clock
 from observer_agent.clouds import DIALECTS
+from observer_agent.clouds._access import Access, Line
 from observer_agent.config import load
 from observer_agent.errors import ConfigError
 from observer_agent.logs import Redactor
 from tests.fakes import FakeClock
-from tests.servers import Authority, Server, answer, read_request
+from tests.servers import Authority, Server, answer, read_request, tarpit
 
 OLD, NEW = "obs_live_old", "obs_live_new"
 
@@ -104,3 +105,28 @@ def test_a_file_of_cas_that_has_changed_counts_at_once(tmp_path, monkeypatch):
         made.renew(settings)
         assert link.definitions().status == 200
         close(link)
+
+
+def test_the_second_call_after_a_401_has_what_is_left_of_the_time():
+    """The first answer takes 4 of the 5 s, and the next one never comes: the call ends all the same."""
+    clock, asked = FakeClock(), []
+
+    def handler(conn, server):
+        while request := read_request(conn):
+            asked.append(request)
+            if len(asked) > 1:
+                tarpit(conn, server)
+                return
+            clock.advance(4.0)
+            conn.sendall(answer("{}", 401))
+
+    with Server(handler) as server:
+        settings = load({"AGENT_KEY": OLD, "CLOUD_SERVER_URL": server.url})
+        access = Access(settings, lambda key: {"agent-key": key}, clock=clock, redact=Redactor(), read_key=lambda: NEW)
+        line = Line(access, clock)
+        began = Clock().monotonic()
+        reply = line.call("GET", "/x", seconds=5.0)
+        assert Clock().monotonic() - began < 3
+        line.close()
+    assert len(asked) == 2
+    assert reply.status == 0

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
-from observer_agent import __version__
+from observer_agent import __version__, commands
 from observer_agent.dashboard import Page, Server
 from observer_agent.demo.stage import clean_env, free_port
 
@@ -74,6 +75,19 @@ def test_check_shows_the_settings_without_secrets(command):
     assert report["settings"]["AGENT_KEY"] == "(set)"
     assert KEY not in done.stdout and "hunter22" not in done.stdout
     assert "BUFFER_MAX_ROWS" in command("check", AGENT_KEY=KEY).stdout
+
+
+def test_a_command_takes_on_the_environment_of_the_installed_service(tmp_path, monkeypatch):
+    """Its proxies, its file of CAs and its secrets count for `check --connect` and `probe`; what is set here wins."""
+    (tmp_path / "agent.env").write_text("HTTPS_PROXY=http://proxy:3128\nPROBE_TOKEN=t0\nREQUESTS_CA_BUNDLE=/ca.pem\n")
+    for name in ("HTTPS_PROXY", "PROBE_TOKEN"):
+        monkeypatch.setenv(name, "before")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/mine.pem")
+    commands.join_service(tmp_path)
+    assert os.environ["HTTPS_PROXY"] == "http://proxy:3128"
+    assert os.environ["PROBE_TOKEN"] == "t0"
+    assert os.environ["REQUESTS_CA_BUNDLE"] == "/mine.pem"
 
 
 def test_check_connect_says_that_the_cloud_does_not_answer(command):

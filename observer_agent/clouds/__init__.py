@@ -45,7 +45,7 @@ class ObserverDialect:
 
     def connect(self) -> observer.Observer:
         """A connection for one thread."""
-        return observer.Observer(Line(self._access), self._clock, self._notice, self._redact)
+        return observer.Observer(Line(self._access, self._clock), self._clock, self._notice, self._redact)
 
     def renew(self, settings: Settings) -> None:
         """Every connection uses these settings, and reads its file of CAs again, from its next call on."""

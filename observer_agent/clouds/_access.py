@@ -97,8 +97,9 @@ class Access:
 class Line:
     """A transport that follows the access; one thread calls."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, clock: Clock) -> None:
         self._access = access
+        self._clock = clock
         self._generation = access.generation
         self._key = access.place.key
         self._transport = access.transport()
@@ -111,13 +112,14 @@ class Line:
         headers: Mapping[str, str] | None = None,
         seconds: float = CALL_SECONDS,
     ) -> Reply:
-        """As `Transport.call`; after a 401, once more if there is another key."""
+        """As `Transport.call`; after a 401, once more in what is left of `seconds` if there is another key."""
+        until = self._clock.monotonic() + seconds
         self._follow()
         reply = self._transport.call(method, path, body, headers, seconds)
         if reply.status != 401 or not self._access.key_refused(self._key):
             return reply
         self._follow()
-        return self._transport.call(method, path, body, headers, seconds)
+        return self._transport.call(method, path, body, headers, until - self._clock.monotonic())
 
     def close(self) -> None:
         """Closes the kept connection."""
