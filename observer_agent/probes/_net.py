@@ -97,18 +97,20 @@ def connect(host: str, port: int, run: Run) -> Stream:
 
     An address that does not answer may use its share of the time that is left, so that the next one has its turn.
     """
-    addresses = _resolve(host, run)
+    addresses = resolve(host, run)
     run.enter("connect")
     failures: list[Failed] = []
     for n, address in enumerate(addresses):
         try:
+            admit(host, address, port, run)
             return Stream(_open(address, port, run, run.left() / (len(addresses) - n)), run)
         except Failed as failure:
             failures.append(failure)
     raise next((failure for failure in failures if failure.fault is Fault.TARGET), failures[-1])
 
 
-def _resolve(host: str, run: Run) -> tuple[Address, ...]:
+def resolve(host: str, run: Run) -> tuple[Address, ...]:
+    """The addresses of a host; raises Failed. Each one needs `admit` before anything is sent to it."""
     run.enter("resolve")
     try:
         return run.tools.resolver.resolve(host, run.deadline)
@@ -117,9 +119,16 @@ def _resolve(host: str, run: Run) -> tuple[Address, ...]:
         raise Failed(error.reason, str(error), fault) from None
 
 
-def _open(address: Address, port: int, run: Run, seconds: float) -> socket.socket:
+def admit(host: str, address: Address, port: int | None, run: Run) -> None:
+    """Raises Failed (`policy_denied`) where nothing may be sent to this address; `port` is None where there is none.
+
+    Every probe asks for the address that it is about to use, each time and on each hop.
+    """
     if is_denied(address):
         raise Failed(Reason.POLICY_DENIED, "the address belongs to a cloud's metadata service")
+
+
+def _open(address: Address, port: int, run: Run, seconds: float) -> socket.socket:
     sock = None
     try:
         sock = socket.socket(address.family, socket.SOCK_STREAM)
