@@ -25,6 +25,7 @@ rawpages.py       the pages of a damaged queue file, its WAL laid over
 rawrecords.py     the pages in use, and the records on them
 salvage.py        what those records mean, into a new queue file
 nodes.py          YAML text to values that remember their lines
+policy.py         the operator's policy: what probes may reach and use
 sections.py       services and pages of a document, and single fields
 document.py       a document of definitions to the wire's rows
     floor 2 - ends (know tools; never one another)
@@ -46,6 +47,7 @@ status.py         the agent's state as one JSON object
 show.py           results as text for a person
 watching.py       `status`, once or again and again
 commands.py       what each command does
+policyshow.py     `policy show`, `policy test`
 queuerows.py      strict reading of stored rows and exports
 queueaccess.py    how a `queue` command comes to the queue file: to look, to change
 queuelook.py      verify, export, the list of dead letters

@@ -16,7 +16,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from observer_agent import __version__, document, probes
+from observer_agent import __version__, document, policy, probes
 from observer_agent.broadcast import Broadcast
 from observer_agent.clock import Clock, Signals, iso
 from observer_agent.clouds import DIALECTS
@@ -48,7 +48,7 @@ Reread = Callable[[], tuple[Settings, Mapping[str, str]]]
 LIVE = frozenset(
     name
     for name in Settings.__dataclass_fields__
-    if name.startswith(("prometheus_", "probe_", "buffer_max_", "agent_key"))
+    if name.startswith(("prometheus_", "probe_", "policy_", "buffer_max_", "agent_key"))
     or name in ("cloud_server_url", "skip_ssl_verification", "verbose")
 )
 
@@ -65,6 +65,7 @@ class Agent:
         self.logs = logs
         self.metrics = SelfMetrics(__version__)
         self.supervisor = Supervisor()
+        self._policy = policy.load(settings.policy_file)
         self.queue = _open(settings, clock)
         self._began = clock.monotonic()
         self.started_at = iso(self.queue.claim_start())
@@ -87,9 +88,15 @@ class Agent:
     # -- joining
 
     def _make_prober(self, settings: Settings, env: Mapping[str, str]) -> probes.Prober:
-        redact = self.logs.redact
         return probes.Prober(
-            probes.Tools(clock=self.clock, resolver=self._resolver, env=env, redact=redact, settings=settings)
+            probes.Tools(
+                clock=self.clock,
+                resolver=self._resolver,
+                env=env,
+                redact=self.logs.redact,
+                settings=settings,
+                policy=self._policy,
+            )
         )
 
     def _link(self, name: str) -> Any:
@@ -154,6 +161,7 @@ class Agent:
         """
         try:
             fresh, env = self._reread()
+            self._policy = policy.load(fresh.policy_file)
         except ConfigError as error:
             log.error("The settings could not be read again (%s); the agent goes on with those that it has", error)
             return
@@ -185,6 +193,8 @@ class Agent:
             "observer-agent %s started at %s; queue %s holds %d of %d",
             __version__, self.started_at, self.queue.file, self.queue.depth, self.queue.capacity,
         )  # fmt: skip
+        if self._policy.rules.file:
+            log.info("The policy in %s says what probes may reach", self._policy.rules.file)
         if self.settings.skip_ssl_verification:
             log.warning("SKIP_SSL_VERIFICATION is on: anybody on the way can read the key and all samples")
         if self.settings.heartbeat_relay_enabled:
@@ -271,7 +281,7 @@ class Agent:
 
     def _apply(self, rows: tuple[Any, ...]) -> None:
         """New definitions: each source type's collector gets its own, as added, changed, removed."""
-        found = understand_all(rows, probes.parse, probes.SOURCES)
+        found = self._policy.restricted(understand_all(rows, probes.parse, probes.SOURCES))
         added, changed, removed = self.pools.apply(found)
         self.metrics.definitions.set(len(found))
         if added or changed or removed:
@@ -289,7 +299,8 @@ class Agent:
 
     def _look(self, definition: Definition) -> Reading:
         if definition.problem:
-            return Reading(None, definition.problem.reason, Fault.CONFIG, detail={"error": definition.problem.text})
+            fault = Fault.POLICY if definition.problem.reason == policy.DENIED else Fault.CONFIG
+            return Reading(None, definition.problem.reason, fault, detail={"error": definition.problem.text})
         return self._prober.look(definition.source_type, definition.config)
 
     def _put(self, samples: Any) -> int:

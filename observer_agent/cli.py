@@ -137,6 +137,39 @@ def doctor(file: Path | None, bundle: Path | None, as_json: bool) -> int:
 
 
 @main.group()
+def policy() -> None:
+    """The operator's policy: what probes may reach, whatever the definitions say."""
+
+
+@policy.command("show")
+@config_option
+@json_option
+@guarded
+def policy_show(file: Path | None, as_json: bool) -> int:
+    """Shows the rules that count. Exit 78 if the file is wrong."""
+    from observer_agent import policyshow
+
+    shown = policyshow.show(file)
+    click.echo(json.dumps(shown) if as_json else policyshow.rules_text(shown))
+    return 0
+
+
+@policy.command("test")
+@click.argument("target", metavar="URL|HOST[:PORT]")
+@click.option("--source-type", help="Ask for a probe of this source type.")
+@config_option
+@json_option
+@guarded
+def policy_test(target: str, source_type: str | None, file: Path | None, as_json: bool) -> int:
+    """Says whether a probe may go there; connects to nothing. Exit 0 allowed, 1 denied."""
+    from observer_agent import policyshow
+
+    report = policyshow.test(target, source_type, file)
+    click.echo(json.dumps(report) if as_json else policyshow.verdict_text(report))
+    return 0 if report["allowed"] else 1
+
+
+@main.group()
 def queue() -> None:
     """Looks at the queue file and changes it; what changes it needs the agent stopped."""
 

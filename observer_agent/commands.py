@@ -166,7 +166,7 @@ def _pair(text: str) -> tuple[str, Any]:
 
 
 def _probe_row(row: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
-    from observer_agent import probes
+    from observer_agent import policy, probes
     from observer_agent.resolver import Resolver
 
     settings = look_at(file)
@@ -177,7 +177,10 @@ def _probe_row(row: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
     redact.add(*secrets(settings))
     if definition.problem:
         raise UsageError(definition.problem.text)
-    tools = probes.Tools(clock=clock, resolver=Resolver(clock), env=os.environ, redact=redact, settings=settings)
+    rules = policy.load(settings.policy_file)
+    tools = probes.Tools(
+        clock=clock, resolver=Resolver(clock), env=os.environ, redact=redact, settings=settings, policy=rules
+    )
     reading = probes.Prober(tools).look(definition.source_type, definition.config)
     return _result(definition, reading, _rules(row), Status(settings.probe_failure_status))
 

@@ -43,6 +43,7 @@ class Settings:
     prometheus_headers: str | None
     probe_failure_status: str
     probe_env_allow: tuple[str, ...]
+    policy_file: str | None
     buffer_path: Path
     buffer_max_rows: int
     buffer_max_bytes: int | None
@@ -345,6 +346,7 @@ VARIABLES: Mapping[str, Variable] = {
     "PROMETHEUS_HEADERS": Variable(_text, None, "must be a JSON object or Name: value items", secret=True),
     "PROBE_FAILURE_STATUS": Variable(_one_of("no_data", "unhealthy"), "no_data", "must be no_data or unhealthy"),
     "PROBE_ENV_ALLOW": Variable(_names, "", "must be names of environment variables, separated by commas"),
+    "POLICY_FILE": Variable(_text, None, "must be the path of a file with the operator's policy"),
     "BUFFER_PATH": Variable(Path, "./observer-agent-buffer.db", "must be the path of the queue file"),
     "BUFFER_MAX_ROWS": Variable(_positive, "10000", _COUNT_FIX),
     "BUFFER_MAX_BYTES": Variable(_optional(_positive), "off", "must be a positive number of bytes, or off"),

@@ -104,6 +104,11 @@ def _(bench):
     bench.env["DEFINITIONS_FILE"] = str(bench.tmp / "d.yaml")
 
 
+@fault("a policy with a rule that is none", "settings.policy_file")
+def _(bench):
+    (bench.etc / "policy.toml").write_text("[networks]\ndeny = ['everything']\n")
+
+
 @fault("a name in agent.env that is almost a setting", "settings.unknown_env", 1)
 def _(bench):
     (bench.etc / "agent.env").write_text("BUFFER_MAX_ROW=5\nPROBE_TOKEN=x\nHTTPS_PROXY_X=1\n")

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from observer_agent import config
 from observer_agent.clock import Clock
 from observer_agent.logs import Redactor
+from observer_agent.policy import Policy
 from observer_agent.probes import Prober, Tools
 from observer_agent.resolver import Address, ResolveError, Resolver, parse_literal
 
@@ -318,6 +319,7 @@ def make_tools(
     env: Mapping[str, str] | None = None,
     find: Callable[[str], tuple[Address, ...]] = lookup,
     clock: Clock | None = None,
+    policy: Policy | None = None,
     **settings: str,
 ) -> Tools:
     """Real tools; `settings` are environment variables of the agent."""
@@ -328,6 +330,7 @@ def make_tools(
         env=env or {},
         redact=Redactor(),
         settings=config.load(settings, to_run=False),
+        policy=policy,
     )
 
 

@@ -12,12 +12,12 @@ FLOORS = {
     0: ("errors", "clock", "model"),
     1: (
         "config logs notify selfmetrics backoff transport resolver verdict worker "
-        "queuefile accounts rows space rawpages rawrecords salvage nodes sections document"
+        "queuefile accounts rows space rawpages rawrecords salvage nodes sections document policy"
     ).split(),
     2: ("probes", "diskqueue", "clouds"),
     3: ("collector", "sender", "heartbeat", "definitions", "broadcast", "keeper"),
     4: ("agent", "pools"),
-    5: "status dashboard hub commands queuerows queueaccess queuelook queuechange show watching doctor demo".split(),
+    5: "status dashboard hub commands policyshow queuerows queueaccess queuelook queuechange show watching doctor demo".split(),
     6: ("cli", "__main__"),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

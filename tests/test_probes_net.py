@@ -11,7 +11,7 @@ import pytest
 from observer_agent import probes
 from observer_agent.clock import Clock
 from observer_agent.model import Fault
-from observer_agent.probes._net import is_denied
+from observer_agent.policy import Policy
 from observer_agent.resolver import ResolveError, Resolver, parse_literal
 from tests import servers
 from tests.servers import Server, make_prober
@@ -22,19 +22,19 @@ METADATA = "169.254.169.254 169.254.170.2 169.254.170.23 100.100.100.200 192.0.0
 @pytest.mark.parametrize("address", METADATA)
 @pytest.mark.parametrize("form", ["{}", "::ffff:{}", "::{}", "::ffff:0:{}", "64:ff9b::{}", "64:ff9b:1::{}"])
 def test_w12_metadata_addresses_in_every_form(address, form):
-    assert is_denied(parse_literal(form.format(address)))
+    assert Policy().of_address(parse_literal(form.format(address)), 80)
 
 
 @pytest.mark.parametrize("address", ["fd00:ec2::254", "fd20:ce::254", "2002:a9fe:a9fe::1", "fd20:00ce:0::0254"])
 def test_w12_metadata_addresses_of_ipv6(address):
-    assert is_denied(parse_literal(address))
+    assert Policy().of_address(parse_literal(address), 80)
 
 
 @pytest.mark.parametrize(
     "address", ["127.0.0.1", "::1", "::", "10.0.0.1", "169.254.169.253", "fe80::1", "2002:7f00:1::"]
 )
 def test_other_addresses_are_not_denied(address):
-    assert not is_denied(parse_literal(address))
+    assert Policy().of_address(parse_literal(address), 80) is None
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ LATE: Final = frozenset(
 _BROKEN = """
     unit.masked unit.not_loaded unit.failed unit.looping unit.condition unit.inactive
     user.missing user.owner
-    settings.unreadable settings.not_toml settings.unknown settings.wrong settings.definitions_file
+    settings.unreadable settings.not_toml settings.unknown settings.wrong settings.definitions_file settings.policy_file
     settings.dashboard_open
     key.missing key.empty key.unreadable key.ill_formed key.not_reloaded
     disk.missing disk.read_only disk.full disk.no_inodes disk.not_writable disk.failed

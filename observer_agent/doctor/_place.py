@@ -13,6 +13,7 @@ from observer_agent import config
 from observer_agent.clock import Clock
 from observer_agent.config import Settings
 from observer_agent.logs import Redactor
+from observer_agent.policy import Policy
 from observer_agent.resolver import Address
 
 COMMAND_SECONDS = 1.0
@@ -73,6 +74,7 @@ class Known:
     unit: Mapping[str, str] = field(default_factory=dict)
     rows: tuple[Any, ...] | None = None  # of DEFINITIONS_FILE
     told: frozenset[str] = frozenset()  # ids of the findings so far
+    policy: Policy = field(default_factory=Policy)
 
     @property
     def service_user(self) -> str:

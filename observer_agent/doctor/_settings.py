@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from observer_agent import config, document
+from observer_agent import config, document, policy
 from observer_agent.config import LOOPBACK, VARIABLES, Settings
 from observer_agent.doctor._place import Known, Place, is_hidden
 from observer_agent.doctor._report import Check, Finding, checked, skipped
 from observer_agent.errors import ConfigError, DocumentError
+from observer_agent.policy import Policy
 
 NOT_THE_SERVICE_S = frozenset(
     "http_proxy https_proxy all_proxy no_proxy requests_ca_bundle curl_ca_bundle ssl_cert_file ssl_cert_dir".split()
@@ -78,6 +79,7 @@ def learn(place: Place, unit: Mapping[str, str]) -> tuple[Known, Check]:
     settings = config.load(good, None, to_run=False)
     findings += [*_unknown_names(place, env), *_together(settings)]
     rows = _document(settings, findings)
+    rules = _policy(settings, place.folder, findings)
     known = Known(
         env=env,
         given=given,
@@ -86,6 +88,7 @@ def learn(place: Place, unit: Mapping[str, str]) -> tuple[Known, Check]:
         wrong=frozenset(wrong),
         unit=unit,
         rows=rows,
+        policy=rules,
         told=frozenset(each.id for each in findings),
     )
     return known, checked("settings", f"from {file or 'the environment'}, {len(given)} set", findings)
@@ -175,6 +178,15 @@ def _is_loopback(url: str) -> bool:
     host = config.origin(url).partition("://")[2]
     name = host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
     return name in LOOPBACK or name.startswith("127.")
+
+
+def _policy(settings: Settings, folder: Path, findings: list[Finding]) -> Policy:
+    try:
+        return policy.load(settings.policy_file, folder / policy.USUAL.name)
+    except ConfigError as error:
+        fix = f"{error.fix}; observer-agent policy show checks it; {FIX_RESTART}"
+        findings.append(Finding("settings.policy_file", f"the policy in {error.value} is wrong", fix))
+        return Policy()
 
 
 def _document(settings: Settings, findings: list[Finding]) -> tuple[Any, ...] | None:

@@ -148,6 +148,7 @@ def check_sources(place: Place, known: Known, chosen: list[Definition], until: f
         env=known.env,
         redact=place.redact,
         settings=known.settings,
+        policy=known.policy,
     )
     prober, together = probes.Prober(tools), Together(place.clock)
     left = max(until - place.clock.monotonic() - GRACE, 0.1)

@@ -66,6 +66,8 @@ class Prober:
         source = SOURCES.get(source_type)
         if source is None:
             return Reading(None, Reason.UNKNOWN_SOURCE_TYPE.value, Fault.CONFIG)
+        if complaint := self._tools.policy.of_type(source_type):
+            return Reading(None, Reason.POLICY_DENIED.value, Fault.POLICY, detail={"error": complaint})
         monotonic = self._tools.clock.monotonic
         started = monotonic()
         try:

@@ -1,7 +1,7 @@
 """From a host and a port to a connected socket, and reading and writing it, all under one deadline.
 
-Enters: a `Run` with the deadline; leaves: a `Stream`, or Failed with a reason. Cloud metadata addresses are denied on
-the address that is connected to, so that no name can point at one (docs/probes.md, W12). Runs on the probe's thread.
+Enters: a `Run` with the deadline; leaves: a `Stream`, or Failed with a reason. The operator's policy is asked for the
+address that is connected to, so that no name can point at another (docs/policy.md, W12). Runs on the probe's thread.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Final
 
 from observer_agent.model import Fault
 from observer_agent.probes._reasons import Failed, Reason
@@ -17,41 +16,6 @@ from observer_agent.probes._tools import Run
 from observer_agent.resolver import Address, ResolveError
 
 CHUNK = 65_536
-
-_DENIED: Final = frozenset(
-    [
-        *(
-            socket.inet_aton(text)
-            for text in (
-                "169.254.169.254",  # AWS, Azure, GCP, OpenStack, DigitalOcean, Hetzner
-                "169.254.170.2",  # AWS ECS task credentials
-                "169.254.170.23",  # AWS EKS pod identity
-                "100.100.100.200",  # Alibaba
-                "192.0.0.192",  # Oracle
-                "168.63.129.16",  # Azure wire server
-            )
-        ),
-        *(socket.inet_pton(socket.AF_INET6, text) for text in ("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254")),
-    ]
-)
-_EMBEDDED: Final = tuple(  # IPv4 inside IPv6: mapped, compatible, NAT64
-    socket.inet_pton(socket.AF_INET6, text)[:12] for text in ("::ffff:0:0", "::", "::ffff:0:0:0", "64:ff9b::")
-)
-_NAT64_LOCAL: Final = socket.inet_pton(socket.AF_INET6, "64:ff9b:1::")[:6]
-_SIX_TO_FOUR: Final = b"\x20\x02"
-
-
-def is_denied(address: Address) -> bool:
-    """Whether an address belongs to a cloud's metadata service, in any of the forms that lead there."""
-    packed = socket.inet_pton(address.family, address.host.partition("%")[0])
-    if packed in _DENIED:
-        return True
-    if len(packed) == 4:
-        return False
-    if packed[:2] == _SIX_TO_FOUR:
-        return packed[2:6] in _DENIED
-    return (packed[:12] in _EMBEDDED or packed[:6] == _NAT64_LOCAL) and packed[12:] in _DENIED
-
 
 class Stream:
     """A connected socket whose every operation ends at the run's deadline. Failures are raised as Failed.
@@ -124,8 +88,12 @@ def admit(host: str, address: Address, port: int | None, run: Run) -> None:
 
     Every probe asks for the address that it is about to use, each time and on each hop.
     """
-    if is_denied(address):
-        raise Failed(Reason.POLICY_DENIED, "the address belongs to a cloud's metadata service")
+    policy = run.tools.policy
+    complaint = (
+        policy.of_host(host) or policy.of_address(address, port) or policy.of_rate(address, port, run.tools.clock)
+    )
+    if complaint:
+        raise Failed(Reason.POLICY_DENIED, complaint)
 
 
 def _open(address: Address, port: int, run: Run, seconds: float) -> socket.socket:

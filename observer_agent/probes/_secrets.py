@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from observer_agent.config import VARIABLES
+from observer_agent.policy import Rules
 from observer_agent.probes._reasons import Failed, Reason
 from observer_agent.probes._tools import Tools
 
-PREFIX: Final = "PROBE_"
 _OWN: Final = (
     "AGENT_",
     "BROADCAST_",
@@ -37,17 +37,19 @@ _OWN: Final = (
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # docs/probes.md; a tab may be
 
 
-def may_refer(name: str, allowed: Iterable[str]) -> bool:
-    """Whether a definition may refer to the environment variable `name`."""
+def may_refer(name: str, allowed: Iterable[str], rules: Rules | None = None) -> bool:
+    """Whether a definition may refer to the environment variable `name`; `rules` are the operator's policy."""
+    rules = rules or Rules()
     if name in VARIABLES or name.startswith(_OWN):
         return False
-    return name.startswith(PREFIX) or name in allowed
+    return name.startswith(rules.env_prefix) or name in rules.env_allow or name in allowed
 
 
 def look_up(name: str, tools: Tools, reason: Reason) -> str:
     """The trimmed value of an environment variable; raises Failed with `reason` where there is none to be had."""
-    if not may_refer(name, tools.settings.probe_env_allow):
-        advice = f"rename it to {PREFIX}..., or add it to PROBE_ENV_ALLOW; the agent's own variables never"
+    rules = tools.policy.rules
+    if not may_refer(name, tools.settings.probe_env_allow, rules):
+        advice = f"rename it to {rules.env_prefix}..., or add it to PROBE_ENV_ALLOW; the agent's own variables never"
         raise Failed(reason, f"{name} may not be referred to: {advice}", env=name)
     value = tools.env.get(name, "").strip()
     if not value:

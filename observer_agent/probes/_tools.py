@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 from observer_agent.clock import Clock
 from observer_agent.logs import Redactor
 from observer_agent.model import Reading
+from observer_agent.policy import Policy
 from observer_agent.probes._reasons import Failed, Reason, from_os_error, timed_out
 from observer_agent.probes._tls import Contexts
 from observer_agent.resolver import Resolver
@@ -50,13 +51,15 @@ class Tools:
     """The shared tools, one set for an agent."""
 
     def __init__(
-        self, *, clock: Clock, resolver: Resolver, env: Mapping[str, str], redact: Redactor, settings: Settings
+        self, *, clock: Clock, resolver: Resolver, env: Mapping[str, str], redact: Redactor, settings: Settings,
+        policy: Policy | None = None,
     ) -> None:
         self.clock = clock
         self.resolver = resolver
         self.env = env
         self.redact = redact
         self.settings = settings
+        self.policy = policy or Policy()
         self.contexts = Contexts()
 
 
