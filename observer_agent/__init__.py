@@ -26,6 +26,9 @@ rawrecords.py     the pages in use, and the records on them
 salvage.py        what those records mean, into a new queue file
 nodes.py          YAML text to values that remember their lines
 policy.py         the operator's policy: what probes may reach and use
+job.py            one definition's schedule, memory and account of slots
+pulse.py          notices that the agent itself was not let run
+witness.py        addresses that answered a while ago, asked again when a target is silent
 sections.py       services and pages of a document, and single fields
 document.py       a document of definitions to the wire's rows
     floor 2 - ends (know tools; never one another)
@@ -41,6 +44,8 @@ definitions.py    when to fetch, what a row means, the last good set
 broadcast.py      log lines to the cloud, best effort
     floor 4 - the whole
 agent.py          joins the parts, starts, reloads and stops them in order
+lookout.py        the agent's own blindness told from a target's fault
+tally.py          what is counted of probes, and whether there is too much to do
 pools.py          the collectors of all source types, and their threads
     floor 5 - around it
 status.py         the agent's state as one JSON object

@@ -15,25 +15,32 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from requests.utils import get_environ_proxies
 
 from observer_agent import __version__, document, policy, probes
 from observer_agent.broadcast import Broadcast
 from observer_agent.clock import Clock, Signals, iso
 from observer_agent.clouds import DIALECTS
-from observer_agent.collector import Collector, Listener
+from observer_agent.collector import Collector
 from observer_agent.config import Settings
-from observer_agent.definitions import Definitions, DefinitionsFile, Store, understand_all
+from observer_agent.definitions import Definitions, DefinitionsFile, Store, cloud_side, understand_all
 from observer_agent.diskqueue import Bounds, DiskQueue, open_queue
 from observer_agent.errors import ConfigError, DocumentError, NoPlace, QueueError
 from observer_agent.heartbeat import Heartbeat
 from observer_agent.keeper import Keeper
 from observer_agent.logs import Logs
+from observer_agent.lookout import Lookout
 from observer_agent.model import Definition, Fault, Health, Loss, Orders, Reading, Status
 from observer_agent.notify import Notifier
 from observer_agent.pools import Pools
+from observer_agent.pulse import Pulse
 from observer_agent.resolver import Resolver
 from observer_agent.selfmetrics import SelfMetrics
 from observer_agent.sender import Sender
+from observer_agent.tally import Tally
+from observer_agent.witness import FRESH, Witnesses
 from observer_agent.worker import Care, Step, Supervisor, Thread, Worker, attempt
 
 log = logging.getLogger(__name__)
@@ -65,6 +72,7 @@ class Agent:
         self.logs = logs
         self.metrics = SelfMetrics(__version__)
         self.supervisor = Supervisor()
+        self.tally = Tally(self.metrics, clock)
         self._policy = policy.load(settings.policy_file)
         self.queue = _open(settings, clock)
         self._began = clock.monotonic()
@@ -79,9 +87,13 @@ class Agent:
         self.heartbeat = Heartbeat(self._clouds["beat"], self.health, clock, self._heard, random.random)
         self.definitions = self._definitions_source()
         self._resolver = Resolver(clock)
+        self._custom = probes.Registry(clock)
         self._prober = self._make_prober(settings, env)
+        self.pulse = Pulse(clock)
+        witnesses = Witnesses(clock, self._resolver, self._cloud_place)
+        self.lookout = Lookout(lambda each: self._look(each), witnesses, self.pulse, clock)
         self.pools = Pools(self.supervisor, clock, self._make_collector, self._count_restart)
-        self._ran: set[str] = set()
+        self._aside: tuple[str, ...] = ()
         self._stopping = False
         self._wire()
 
@@ -96,6 +108,7 @@ class Agent:
                 redact=self.logs.redact,
                 settings=settings,
                 policy=self._policy,
+                custom=self._custom,
             )
         )
 
@@ -169,6 +182,7 @@ class Agent:
         if late := sorted(name.upper() for name in changed - LIVE):
             log.warning("%s changed: restart the agent for it", ", ".join(late))
         self.settings = replace(self.settings, **{name: getattr(fresh, name) for name in changed & LIVE})
+        self._custom.renew(self.settings.probe_custom_dir)
         self._use(self.settings, env)
         names = ", ".join(sorted(name.upper() for name in changed & LIVE)) or "no setting"
         log.info("The settings were read again: %s changed", names)
@@ -193,6 +207,7 @@ class Agent:
             "observer-agent %s started at %s; queue %s holds %d of %d",
             __version__, self.started_at, self.queue.file, self.queue.depth, self.queue.capacity,
         )  # fmt: skip
+        self._custom.renew(self.settings.probe_custom_dir)
         if self._policy.rules.file:
             log.info("The policy in %s says what probes may reach", self._policy.rules.file)
         if self.settings.skip_ssl_verification:
@@ -203,6 +218,7 @@ class Agent:
         sending = self._work("send", self.sender.step, Care(LONGEST_CALL, self._renew_sender))
         self.sender.wake = self.queue.on_put = sending.wake
         self._work("tidy", self._tidy)
+        self._work("pulse", self.pulse.step)
         self.keeper.wake = self._work("keep", self.keeper.step).wake
         self.definitions.start()
         self.definitions.wake = self._work("definitions", self.definitions.step).wake
@@ -234,7 +250,7 @@ class Agent:
         log.info("observer-agent stopped; %d samples wait on disk for the next start", left)
 
     def _stop_collectors(self, deadline: float) -> None:
-        self._end([*self.pools.stop(), *self._named("definitions", "log", "tidy", "keep")], deadline)
+        self._end([*self.pools.stop(), *self._named("definitions", "log", "tidy", "keep", "pulse")], deadline)
 
     def _stop_sender(self, deadline: float) -> None:
         if self._end(self._named("send"), deadline):
@@ -281,7 +297,12 @@ class Agent:
 
     def _apply(self, rows: tuple[Any, ...]) -> None:
         """New definitions: each source type's collector gets its own, as added, changed, removed."""
+        aside, before = cloud_side(rows), self._aside
+        self._aside = aside
+        if aside and aside != before:
+            log.info("%d definitions are manual or heartbeats: the cloud evaluates them, nothing is probed", len(aside))
         found = self._policy.restricted(understand_all(rows, probes.parse, probes.SOURCES))
+        self.lookout.forget(definition.id for definition in found)
         added, changed, removed = self.pools.apply(found)
         self.metrics.definitions.set(len(found))
         if added or changed or removed:
@@ -289,12 +310,12 @@ class Agent:
 
     def _make_collector(self, grow: Callable[[], bool]) -> Collector:
         return Collector(
-            self._look,
+            self.lookout.look,
             self._put,
             self.clock,
             on_target_fault=Status(self.settings.probe_failure_status),
             grow=grow,
-            listener=Listener(self._count_run, self._count_skipped),
+            listener=self.tally,
         )
 
     def _look(self, definition: Definition) -> Reading:
@@ -308,17 +329,14 @@ class Agent:
         self.metrics.samples_given.inc(len(samples))
         return dropped
 
-    def _count_run(self, definition: Definition, reading: Reading, late: float) -> None:
-        if definition.problem:
-            return
-        self._ran.add(definition.source_type)
-        self.metrics.probes.labels(definition.source_type).inc()
-        self.metrics.probe_lateness.labels(definition.source_type).set(late)
-        if reading.reason:
-            self.metrics.probes_failed.labels(definition.source_type, reading.reason).inc()
-
-    def _count_skipped(self, definition: Definition, n: int) -> None:
-        self.metrics.probes_skipped.labels(definition.source_type).inc(n)
+    def _cloud_place(self) -> tuple[str, int] | None:
+        """Host and port of the cloud, while heartbeats reach it without a proxy between."""
+        last, parts = self.heartbeat.last_ok, urlsplit(self.settings.cloud_server_url)
+        if last is None or self.clock.now() - last > FRESH or not parts.hostname:
+            return None
+        if get_environ_proxies(self.settings.cloud_server_url):
+            return None
+        return parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
 
     # -- how it is
 
@@ -336,9 +354,10 @@ class Agent:
             queue_depth=self.queue.depth,
             queue_oldest_age=int(self.queue.oldest_age()),
             queue_capacity=self.queue.capacity,
-            source_types_active=tuple(sorted(self._ran)),
+            source_types_active=tuple(sorted(self.tally.active)),
             hostname=socket.gethostname(),
             delivery=self.queue.ledgers(),
+            custom_probes=self._custom.descriptors(),
         )
 
     def uptime(self) -> float:

@@ -107,6 +107,19 @@ def probe(
 
 @main.command()
 @config_option
+@json_option
+@guarded
+def probes(file: Path | None, as_json: bool) -> int:
+    """Loads the custom probes and lists them. Exit 1 where something is refused."""
+    from observer_agent import commands, show
+
+    found = commands.custom_probes(file)
+    click.echo(json.dumps(found) if as_json else show.custom_probes(found))
+    return 1 if found["refused"] else 0
+
+
+@main.command()
+@config_option
 @click.option("--watch", is_flag=True, help="Again and again until Ctrl-C.")
 @click.option("--interval", type=click.FloatRange(min=0.2), default=2.0, show_default=True, help="Seconds, of --watch.")
 @click.option("--verbose", "-v", is_flag=True, help="Runs, phases and details of each definition.")

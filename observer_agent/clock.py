@@ -44,6 +44,10 @@ class Clock:
         """Seconds since an arbitrary start; never goes back."""
         return time.monotonic()
 
+    def slept(self) -> float:
+        """Seconds that the machine has slept (suspended) since its boot; `monotonic` stands still meanwhile."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+
     def alarm(self) -> Alarm:
         """A new wait that other threads can end."""
         return Alarm()

@@ -12,79 +12,46 @@ import heapq
 import itertools
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 from observer_agent.clock import Clock, iso
 from observer_agent.errors import QueueError
+from observer_agent.job import Job, Stuck
 from observer_agent.logs import Throttle
 from observer_agent.model import Definition, Reading, Sample, Status, Verdict
-from observer_agent.verdict import Grid, first_delay, judge
+from observer_agent.verdict import judge
 from observer_agent.worker import Thread
 
 log = logging.getLogger(__name__)
 
 POOL_MAX = 32
+SLOW_MAX = POOL_MAX * 3 // 4  # threads that slow definitions may hold; the others are for those that answer
+SLOW_MS = 1000.0
 LONGEST_SLEEP = 3600.0
+STILL = 2.0  # a wait that lasts this much longer than it should is no lateness, but a standstill
 WARN = 60.0
 
 Look = Callable[[Definition], Reading]
 Put = Callable[[Sequence[Sample]], object]
 
 
-@dataclass(frozen=True)
-class Stuck:
-    """A look that hangs: while its thread lives, `reading` is what is known, and there is no other look."""
-
-    thread: Thread
-    reading: Reading
-
-
-class Job:
-    """One definition's schedule and memory; touched only by the thread that has taken it from the heap."""
-
-    def __init__(self, definition: Definition, now: float) -> None:
-        self.definition = definition
-        first = now + first_delay(definition.id)
-        self.poll = Grid(first, definition.interval)
-        self.push = Grid(first + definition.push_interval, definition.push_interval)
-        self.pushed: Status | None = None
-        self.verdict: Verdict | None = None
-        self.reading: Reading | None = None
-        self.read_at = 0.0
-        self.stamp = ""
-        self.unused = False  # the last reading has not become a row yet
-        self.cancelled = False
-        self.running = False
-        self.successor: Job | None = None  # waits for this one's run to end
-        self.stuck: Stuck | None = None  # a look at this definition that has never ended
-
-    @property
-    def due(self) -> float:
-        """The moment of the next run, on the monotonic clock."""
-        return min(self.poll.due, self.push.due)
-
-    def reusable(self, now: float) -> bool:
-        """Whether a forced push alone is due and may use the last reading: young, and not a row already."""
-        youth = min(self.definition.interval, self.definition.push_interval) / 2
-        return self.unused and not self.poll.is_due(now) and now - self.read_at < youth
-
-    def advance(self, now: float) -> int:
-        """Moves what was due on; returns the polls that were skipped."""
-        skipped = self.poll.advance(now) if self.poll.is_due(now) else 0
-        if self.push.is_due(now):
-            self.push.advance(now)
-        return skipped
-
-
-@dataclass(frozen=True)
 class Listener:
-    """Who hears of runs: counters of the agent."""
+    """Who hears of runs, from the threads of the pool; this one does nothing."""
 
-    ran: Callable[[Definition, Reading, float], object] = lambda definition, reading, late: None
-    skipped: Callable[[Definition, int], object] = lambda definition, n: None
+    def ran(self, definition: Definition, reading: Reading, late: float, in_time: bool) -> None:
+        """A look has ended that began `late` seconds after its moment."""
+
+    def skipped(self, definition: Definition, slots: int, starved: bool) -> None:
+        """Slots went by: no thread was free (`starved`), or the run before was still going."""
+
+    def missed(self, definition: Definition, slots: int) -> None:
+        """Slots went by while nothing ran at all."""
+
+    def stood(self, seconds: float) -> None:
+        """Nothing ran at all for this long."""
 
 
 class Collector:
@@ -113,8 +80,11 @@ class Collector:
         self._jobs: dict[str, Job] = {}
         self._order = itertools.count()
         self._runs: dict[Thread, Job] = {}
+        self._slow_runs = 0
+        self._parked: deque[Job] = deque()  # slow ones that wait for another slow one to end
         self._idle = 0
         self._stopping = False
+        self._slept = clock.slept()
         self._warn = Throttle(clock, WARN)
 
     # -- what other threads call
@@ -145,6 +115,7 @@ class Collector:
                 else:
                     self._push(job)
             self._heap = [entry for entry in self._heap if not entry[2].cancelled]
+            self._parked = deque(job for job in self._parked if not job.cancelled)
             heapq.heapify(self._heap)
         self._alarm.ring()
         return len(added), len(changed), len(gone)
@@ -155,12 +126,15 @@ class Collector:
             job = self._runs.pop(thread, None)
             if job is None:
                 return
+            self._unpark(job)
             fresh = job.successor if job.cancelled else copy.copy(job)
             job.cancelled = True
             if fresh is None or fresh.cancelled:
                 return
             if fresh is not job.successor:
                 fresh.running, fresh.stuck = False, Stuck(thread, reading)
+                if passed := fresh.end(self._clock.monotonic()):
+                    self._listener.skipped(fresh.definition, passed, False)
                 self._jobs[job.definition.id] = fresh
             self._push(fresh)
 
@@ -192,6 +166,7 @@ class Collector:
             with self._lock:
                 if self._runs.pop(me, None):  # else it was given up meanwhile, and another thread goes on
                     job.running = False
+                    self._unpark(job)
                     following = job.successor if job.cancelled else job
                     if following and not following.cancelled:
                         self._push(following)
@@ -215,10 +190,38 @@ class Collector:
                 wait = self._heap[0][0] - now if self._heap else LONGEST_SLEEP
                 if wait <= 0:
                     job = heapq.heappop(self._heap)[2]
+                    if job.slow and self._slow_runs >= SLOW_MAX:
+                        self._parked.append(job)
+                        continue
                     job.running = True
+                    job.holds = job.slow
+                    self._slow_runs += job.holds
                     return job
-            self._alarm.wait(min(wait, LONGEST_SLEEP))
+            self._rest(now, min(wait, LONGEST_SLEEP))
         return None
+
+    def _rest(self, now: float, seconds: float) -> None:
+        """The leader's wait; one that lasts longer than it should means that nothing ran meanwhile."""
+        self._alarm.wait(seconds)
+        after, slept = self._clock.monotonic(), self._clock.slept()
+        still, asleep = after - now - seconds, slept - self._slept
+        if still < STILL and asleep < STILL:
+            return
+        self._slept = slept
+        self._listener.stood(max(still, asleep))
+        with self._lock:
+            for _, _, job in self._heap:
+                missed = job.stood(after, max(asleep, 0.0), max(still, 0.0))
+                if missed:
+                    self._listener.missed(job.definition, missed)
+            self._heap = [(job.due, order, job) for _, order, job in self._heap]
+            heapq.heapify(self._heap)
+
+    def _unpark(self, job: Job) -> None:
+        """A run has ended: another slow definition may have its turn."""
+        self._slow_runs -= job.holds
+        if self._parked:
+            self._push(self._parked.popleft())
 
     def _push(self, job: Job) -> None:
         heapq.heappush(self._heap, (job.due, next(self._order), job))
@@ -228,17 +231,19 @@ class Collector:
     def _run(self, job: Job, me: Thread) -> None:
         now = self._clock.monotonic()
         try:
-            if not job.reusable(now):
-                self._read(job, late=max(0.0, now - job.due), me=me)
+            late, reusable = max(0.0, now - job.due), job.reusable(now)
+            if passed := job.begin(now):
+                self._listener.skipped(job.definition, passed, job.stuck is None)
+            if not reusable:
+                self._read(job, late, me)
             now = self._clock.monotonic()
             verdict = job.verdict
             if verdict and not job.cancelled and (verdict.status != job.pushed or job.push.is_due(now)):
                 self._emit(job, verdict)
         finally:
             if me in self._runs:
-                skipped = job.advance(self._clock.monotonic())
-                if skipped:
-                    self._listener.skipped(job.definition, skipped)
+                if passed := job.end(self._clock.monotonic()):
+                    self._listener.skipped(job.definition, passed, False)
 
     def _read(self, job: Job, late: float, me: Thread) -> None:
         reading = self._look_at(job)
@@ -247,8 +252,9 @@ class Collector:
         job.read_at, job.stamp = self._clock.monotonic(), iso(self._clock.now())
         before, job.reading = job.reading, reading
         job.verdict = judge(reading, job.definition.thresholds, self.on_target_fault)
-        job.unused = True
-        self._listener.ran(job.definition, reading, late)
+        job.unused, job.slow = True, reading.duration_ms >= SLOW_MS
+        if not job.stuck:
+            self._listener.ran(job.definition, reading, late, job.in_time)
         if reading.reason and (before is None or before.reason != reading.reason):
             log.info("Metric %s (%s) gives no value: %s", job.definition.id, job.definition.source_type, _why(reading))
 

@@ -155,6 +155,17 @@ def queue_stats(file: Path | None) -> dict[str, Any]:
     return read_stats(settings.buffer_path, Clock().now(), settings.buffer_max_rows)
 
 
+def custom_probes(file: Path | None) -> dict[str, Any]:
+    """The custom probes that an agent with these settings would load: `{directory, probes, refused}`."""
+    from observer_agent.probes import Registry
+
+    settings = look_at(file)
+    registry = Registry(Clock())
+    registry.load(settings.probe_custom_dir)
+    refused = [{"origin": origin, "problem": text} for origin, text in registry.complaints]
+    return {"directory": settings.probe_custom_dir, "probes": list(registry.descriptors()), "refused": refused}
+
+
 def _pair(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
@@ -177,9 +188,17 @@ def _probe_row(row: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
     redact.add(*secrets(settings))
     if definition.problem:
         raise UsageError(definition.problem.text)
-    rules = policy.load(settings.policy_file)
+    rules, registry = policy.load(settings.policy_file), probes.Registry(clock)
+    if definition.source_type == "custom":
+        registry.load(settings.probe_custom_dir)
     tools = probes.Tools(
-        clock=clock, resolver=Resolver(clock), env=os.environ, redact=redact, settings=settings, policy=rules
+        clock=clock,
+        resolver=Resolver(clock),
+        env=os.environ,
+        redact=redact,
+        settings=settings,
+        policy=rules,
+        custom=registry,
     )
     reading = probes.Prober(tools).look(definition.source_type, definition.config)
     return _result(definition, reading, _rules(row), Status(settings.probe_failure_status))

@@ -21,6 +21,7 @@ from observer_agent.logs import Redactor
 
 EXIT_CONFIG = 78  # sysexits.h EX_CONFIG
 FOLDER = Path("/etc/observer-agent")  # where the packages keep config.toml, agent.env and agent_key
+CUSTOM_DIR = str(FOLDER / "probes.d")  # the operator's own probes
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _KEY = re.compile(r"[\x21-\x7e]{1,256}")
 
@@ -44,6 +45,7 @@ class Settings:
     probe_failure_status: str
     probe_env_allow: tuple[str, ...]
     policy_file: str | None
+    probe_custom_dir: str
     buffer_path: Path
     buffer_max_rows: int
     buffer_max_bytes: int | None
@@ -347,6 +349,7 @@ VARIABLES: Mapping[str, Variable] = {
     "PROBE_FAILURE_STATUS": Variable(_one_of("no_data", "unhealthy"), "no_data", "must be no_data or unhealthy"),
     "PROBE_ENV_ALLOW": Variable(_names, "", "must be names of environment variables, separated by commas"),
     "POLICY_FILE": Variable(_text, None, "must be the path of a file with the operator's policy"),
+    "PROBE_CUSTOM_DIR": Variable(_text, CUSTOM_DIR, "must be the path of a directory with custom probes"),
     "BUFFER_PATH": Variable(Path, "./observer-agent-buffer.db", "must be the path of the queue file"),
     "BUFFER_MAX_ROWS": Variable(_positive, "10000", _COUNT_FIX),
     "BUFFER_MAX_BYTES": Variable(_optional(_positive), "off", "must be a positive number of bytes, or off"),

@@ -27,6 +27,7 @@ REGULAR = 300.0
 EAGER = 30.0
 EAGER_FOR = 600.0
 LONGEST = 366 * 24 * 60.0  # minutes; a longer interval counts as this
+CLOUD_SIDE = ("manual", "heartbeat")  # source types without a probe
 GAP = 10.0  # between two fetches that a heartbeat asks for
 FILE_EVERY = 5.0
 _ID = re.compile(r".{1,128}", re.DOTALL)
@@ -58,9 +59,14 @@ class Cloud(Protocol):
 
 
 def understand_all(rows: Iterable[Any], parse: Parse, known: Container[str]) -> list[Definition]:
-    """Every row that has an id; rows without one cannot be reported and are logged, of doubles the first counts."""
+    """Every row that has an id; rows without one cannot be reported and are logged, of doubles the first counts.
+
+    Rows that the cloud evaluates by itself are left out: a verdict of ours would overwrite its own.
+    """
     found: dict[str, Definition] = {}
     for at, row in enumerate(rows):
+        if _is_cloud_side(row):
+            continue
         metric_id = row.get("id") if isinstance(row, Mapping) else None
         if not isinstance(metric_id, str) or not _is_id(metric_id):
             log.warning("Definition number %d has no usable id and is left out", at)
@@ -69,6 +75,15 @@ def understand_all(rows: Iterable[Any], parse: Parse, known: Container[str]) -> 
         else:
             found[metric_id] = understand(row, parse, known)
     return list(found.values())
+
+
+def cloud_side(rows: Iterable[Any]) -> tuple[str, ...]:
+    """The ids of the rows that no agent looks at, because the cloud evaluates them by itself."""
+    return tuple(sorted(str(row.get("id")) for row in rows if _is_cloud_side(row)))
+
+
+def _is_cloud_side(row: object) -> bool:
+    return isinstance(row, Mapping) and row.get("source_type") in CLOUD_SIDE
 
 
 def _is_id(text: str) -> bool:

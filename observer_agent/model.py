@@ -94,7 +94,8 @@ class Definition:
 class Reading:
     """What one look returned: a value, or none with a reason code.
 
-    `duration_ms` and `phases` are milliseconds with three decimals. `detail` and `fault` stay on this machine.
+    `duration_ms` and `phases` are milliseconds with three decimals. `address` is the last one that was tried, and
+    `silent` says that nothing came back from it. All but value and reason stay on this machine.
     """
 
     value: float | None
@@ -103,6 +104,8 @@ class Reading:
     duration_ms: float = 0.0
     phases: Mapping[str, float] = field(default_factory=dict)
     detail: Mapping[str, Any] = field(default_factory=dict)
+    address: str = ""
+    silent: bool = False
 
 
 class Verdict(NamedTuple):
@@ -214,6 +217,7 @@ class Health:
     source_types_active: tuple[str, ...]
     hostname: str = ""
     delivery: tuple[Ledger, ...] = ()
+    custom_probes: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

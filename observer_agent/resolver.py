@@ -8,6 +8,7 @@ lookup succeeded, so that hanging names cannot starve the good ones. When no thr
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections import OrderedDict
@@ -19,6 +20,7 @@ from observer_agent.worker import spawn
 
 THREADS = 40
 GOOD_NAMES = 4096
+FOUND_NAMES = 64
 
 
 class Address(NamedTuple):
@@ -30,7 +32,7 @@ class Address(NamedTuple):
 
 
 class ResolveError(Exception):
-    """A name has no addresses (yet): `reason` is ENOTFOUND, EAI_AGAIN, ETIMEDOUT or dns_overloaded."""
+    """A name has no addresses (yet): `reason` is ENOTFOUND, EAI_AGAIN, ETIMEDOUT, EMFILE or dns_overloaded."""
 
     def __init__(self, reason: str, text: str = "") -> None:
         super().__init__(text or reason)
@@ -57,6 +59,7 @@ class Resolver:
         self._lock = threading.Lock()
         self._running: dict[str, _Lookup] = {}
         self._good: OrderedDict[str, None] = OrderedDict()
+        self._found: OrderedDict[str, float] = OrderedDict()  # names that need a server, and when they were last found
 
     def resolve(self, name: str, deadline: float) -> tuple[Address, ...]:
         """The addresses of `name` in the system's order; at least one.
@@ -78,6 +81,14 @@ class Resolver:
             raise ResolveError(lookup.outcome.reason, str(lookup.outcome))
         return lookup.outcome
 
+    def found_since(self, moment: float) -> list[str]:
+        """The names that were found since a moment of the monotonic clock, the last one first.
+
+        Those without a dot do not count: they need no server.
+        """
+        with self._lock:
+            return [name for name, when in reversed(self._found.items()) if when >= moment]
+
     def _join(self, name: str, alarm: Alarm) -> _Lookup:
         with self._lock:
             lookup = self._running.get(name)
@@ -98,6 +109,14 @@ class Resolver:
             del self._running[name]
             raise ResolveError("dns_overloaded", "no thread could be started") from None
 
+    def _remember(self, name: str) -> None:
+        if not _needs_server(name):
+            return
+        self._found[name] = self._clock.monotonic()
+        self._found.move_to_end(name)
+        if len(self._found) > FOUND_NAMES:
+            self._found.popitem(last=False)
+
     def _leave(self, lookup: _Lookup, alarm: Alarm) -> None:
         with self._lock:
             if alarm in lookup.waiting:
@@ -116,12 +135,17 @@ class Resolver:
             self._good.pop(name, None)
             if good:
                 self._good[name] = None
+                self._remember(name)
                 if len(self._good) > GOOD_NAMES:
                     self._good.popitem(last=False)
             # A copy: whoever leaves now takes itself off the list.
             waiting = tuple(lookup.waiting)
         for alarm in waiting:
             alarm.ring()
+
+
+def _needs_server(name: str) -> bool:
+    return "." in name.rstrip(".") and not name.rstrip(".").endswith("localhost")
 
 
 def parse_literal(text: str) -> Address | None:
@@ -154,6 +178,8 @@ def system_lookup(name: str) -> tuple[Address, ...]:
         again = error.errno == socket.EAI_AGAIN
         raise ResolveError("EAI_AGAIN" if again else "ENOTFOUND", str(error)) from None
     except (UnicodeError, OSError) as error:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            raise ResolveError("EMFILE", str(error)) from None
         raise ResolveError("ENOTFOUND", str(error)) from None
     out = (Address(f, str(at[0]), int(at[3]) if len(at) == 4 else 0) for f, _, _, _, at in found)
     return tuple(dict.fromkeys(out))

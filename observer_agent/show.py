@@ -45,6 +45,13 @@ def probe(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def custom_probes(found: Mapping[str, Any]) -> str:
+    """The custom probes, a line each, then what is refused."""
+    listed = [f"{each['name']}  {each.get('description', '')}".rstrip() for each in found["probes"]]
+    refused = [f"refused: {each['origin']}: {each['problem']}" for each in found["refused"]]
+    return _clean("\n".join(listed + refused) or f"no custom probes in {found['directory']} or in installed packages")
+
+
 def status(state: Mapping[str, Any], *, verbose: bool = False, everything: bool = False, width: int = 80) -> str:
     """The agent's state: one sentence, the facts, the definitions, those that are worst first."""
     process, cloud, queue = state["process"], state["cloud"], state["queue"]

@@ -10,13 +10,14 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from observer_agent import __version__
 from observer_agent.agent import Agent
 from observer_agent.clock import iso
-from observer_agent.collector import Job
 from observer_agent.config import VARIABLES, Settings, masked, origin
+from observer_agent.job import Job
 
 OLDEST_MAX = 300.0  # seconds for which a sample may wait while everything is well
 SILENCE_MAX = 90.0  # seconds without an answered heartbeat
@@ -38,7 +39,7 @@ def state(agent: Agent, history: Mapping[str, Any] | None = None) -> dict[str, A
     counts = Counter(each["status"] or "not_yet" for each in definitions)
     cloud = _cloud(agent)
     return {
-        "summary": summary(cloud["problem"], unwell(agent), counts),
+        "summary": summary(cloud["problem"], trouble(agent), counts),
         "counts": dict(counts),
         "process": _process(agent),
         "cloud": cloud,
@@ -77,6 +78,11 @@ def unwell(agent: Agent) -> str | None:
     lines = [f"workers that do not run: {', '.join(dead)}"] if dead else []
     lines += [f"workers that hang: {', '.join(hung)}"] if hung else []
     return "; ".join(lines) or None
+
+
+def trouble(agent: Agent) -> str | None:
+    """What else is wrong with the agent, in one line: it sees nothing, workers do not work, there is too much to do."""
+    return agent.lookout.blindness() or unwell(agent) or agent.tally.overload()
 
 
 def line(agent: Agent) -> str:
@@ -230,6 +236,7 @@ def _job(agent: Agent, job: Job) -> dict[str, Any]:
         "phases": dict(reading.phases) if reading else {},
         "duration_ms": reading.duration_ms if reading else None,
         "interval_seconds": definition.interval,
+        "slots": {"due": job.slots.due, **asdict(job.slots)},
         "last_run_at": job.stamp or None,
         "next_run_in_seconds": round(max(0.0, job.due - agent.clock.monotonic()), 3),
         "problem": redact(definition.problem.text) if definition.problem else None,

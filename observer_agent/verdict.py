@@ -65,6 +65,23 @@ class Grid:
         """Whether the next moment has come, or is so near that it counts as now."""
         return self.due <= now + TOGETHER
 
+    def reach(self, now: float) -> int:
+        """Moves on to the last moment that is due; returns how many passed before it."""
+        n = max(self._n, math.floor((now + TOGETHER - self.start) / self.interval))
+        passed = n - self._n
+        self._n = n
+        self.due = self.start + n * self.interval
+        return passed
+
+    def shift(self, seconds: float) -> None:
+        """Moves the whole grid."""
+        self.start += seconds
+        self.due = self.start + self._n * self.interval
+
+    def defer(self, until: float) -> None:
+        """Lets a moment that has passed count as `until`; the phase stays."""
+        self.due = max(self.due, until)
+
     def advance(self, now: float) -> int:
         """Moves on to the first moment after `now`; returns how many were skipped between."""
         n = max(self._n + 1, math.floor((now + TOGETHER - self.start) / self.interval) + 1)

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from observer_agent.clock import Clock
 
@@ -40,6 +41,21 @@ def attempt(what: str, job: Callable[[], object]) -> None:
         job()
     except Exception:
         log.exception("%s failed; what comes after it goes on", what)
+
+
+class Outcome(NamedTuple):
+    """What a job returned, or what it raised."""
+
+    value: Any = None
+    error: BaseException | None = None
+
+
+def outcome_of(job: Callable[[], Any]) -> Outcome:
+    """Runs a job of strangers: whatever it raises, SystemExit too, is an outcome and nothing more."""
+    try:
+        return Outcome(job())
+    except BaseException as error:
+        return Outcome(None, error)
 
 
 @dataclass(frozen=True)

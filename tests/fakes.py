@@ -11,12 +11,21 @@ class FakeClock(Clock):
     def __init__(self, now: float = 1_800_000_000.0) -> None:
         self._now = now
         self._monotonic = 1000.0
+        self._slept = 0.0
 
     def now(self) -> float:
         return self._now
 
     def monotonic(self) -> float:
         return self._monotonic
+
+    def slept(self) -> float:
+        return self._slept
+
+    def sleep(self, seconds: float) -> None:
+        """The machine is suspended: the wall clock alone goes on."""
+        self._now += seconds
+        self._slept += seconds
 
     def alarm(self) -> Alarm:
         return _FakeAlarm(self)

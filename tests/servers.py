@@ -24,7 +24,7 @@ from observer_agent import config
 from observer_agent.clock import Clock
 from observer_agent.logs import Redactor
 from observer_agent.policy import Policy
-from observer_agent.probes import Prober, Tools
+from observer_agent.probes import Prober, Registry, Tools
 from observer_agent.resolver import Address, ResolveError, Resolver, parse_literal
 
 Handler = Callable[[socket.socket, "Server"], None]
@@ -320,6 +320,7 @@ def make_tools(
     find: Callable[[str], tuple[Address, ...]] = lookup,
     clock: Clock | None = None,
     policy: Policy | None = None,
+    custom: Registry | None = None,
     **settings: str,
 ) -> Tools:
     """Real tools; `settings` are environment variables of the agent."""
@@ -331,6 +332,7 @@ def make_tools(
         redact=Redactor(),
         settings=config.load(settings, to_run=False),
         policy=policy,
+        custom=custom,
     )
 
 

@@ -114,6 +114,23 @@ def test_a_broken_definition_disables_itself_alone(start, cloud, target):
     assert agent.health().source_types_active == ("tcp",)
 
 
+def test_manual_metrics_and_heartbeats_are_left_to_the_cloud_with_one_quiet_word(start, cloud, target):
+    cloud.definitions = [
+        definition("good", target),
+        definition("by-hand", target, source_type="manual", source_config={}),
+        definition("cron", target, source_type="heartbeat", source_config={"period_seconds": 60}),
+    ]
+    agent = start()
+    cloud.until(lambda: cloud.rows)
+    cloud.definitions.append(definition("more", target))
+    agent.definitions.refresh()
+    cloud.until(lambda: len({plain(row["metric_id"]) for row in cloud.rows}) > 1)
+    assert {plain(row["metric_id"]) for row in cloud.rows} == {"good", "more"}
+    assert {plain(each["id"]) for each in status.state(agent)["definitions"]} == {"good", "more"}
+    said = [line for line in agent.logs.tail() if "the cloud evaluates" in line["message"]]
+    assert len(said) == 1 and "2 definitions" in said[0]["message"]
+
+
 def test_every_worker_that_is_crashed_on_purpose_comes_back_and_is_counted(start, cloud, target):
     cloud.definitions = [definition("m", target)]
     agent = start(BROADCAST_LOGS="true")

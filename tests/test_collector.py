@@ -22,7 +22,7 @@ def definition(name="m", interval=60.0, push=300.0, fingerprint="1"):
     return Definition(name, "tcp", interval, push, fingerprint, config=object(), thresholds=RULES)
 
 
-class Stage:
+class Stage(Listener):
     """A collector with a scripted target; `runs` and `rows` keep the seconds since the start."""
 
     def __init__(self, value=1.0, takes=0.0):
@@ -31,13 +31,11 @@ class Stage:
         self.value = value
         self.takes = takes
         self.full = False
-        self.runs, self.rows, self.skipped = [], [], 0
-        self.collector = Collector(
-            self.look, self.put, self.clock, listener=Listener(skipped=lambda definition, n: self.skip(n))
-        )
+        self.runs, self.rows, self.lost = [], [], 0
+        self.collector = Collector(self.look, self.put, self.clock, listener=self)
 
-    def skip(self, n):
-        self.skipped += n
+    def skipped(self, definition, slots, starved):
+        self.lost += slots
 
     def look(self, definition):
         self.runs.append((definition.id, round(self.clock.monotonic() - self.start, 3)))
@@ -121,7 +119,7 @@ def test_turns_that_were_missed_are_skipped_and_counted():
     stage.until(150)
     first = first_delay("m")
     assert [at for _, at in stage.runs][:3] == [pytest.approx(first + n, abs=0.01) for n in (0, 40, 80)]
-    assert stage.skipped == 3 * len(stage.runs)
+    assert stage.lost == 3 * len(stage.runs)
 
 
 def test_an_unchanged_definition_keeps_its_phase_and_status_a_changed_one_starts_afresh():
@@ -226,7 +224,7 @@ def test_a_day_of_five_hundred_definitions_gives_exactly_its_rows():
     stage.until(86400)
     due = sum(1 + int((86400 - first_delay(f"m{n}")) // 3600) for n in range(500))
     assert abs(len(stage.rows) - due) <= 1
-    assert stage.skipped == 0
+    assert stage.lost == 0
 
 
 def test_a_slow_target_holds_up_one_thread_and_never_runs_twice_at_once():

@@ -13,6 +13,7 @@ from observer_agent.definitions import (
     Definitions,
     DefinitionsFile,
     Store,
+    cloud_side,
     fingerprint,
     number,
     seconds,
@@ -88,6 +89,13 @@ def test_what_the_probe_does_not_understand_disables_that_one_metric():
 @pytest.mark.parametrize("kind", ["carrier_pigeon", "manual", 7, ["tcp"]])
 def test_an_unknown_source_type(kind):
     assert one(source_type=kind).problem.reason == "unknown_source_type"
+
+
+def test_what_the_cloud_evaluates_by_itself_is_left_out_without_a_word(caught):
+    rows = [ROW, {**ROW, "id": "by-hand", "source_type": "manual"}, {"id": 5, "source_type": "heartbeat"}, "nothing"]
+    assert [each.id for each in understand_all(rows[:3], parse, KNOWN)] == ["m1"]
+    assert caught.text == ""
+    assert cloud_side(rows) == ("5", "by-hand")
 
 
 def test_prometheus_is_the_default_and_takes_the_query_from_its_old_place():

@@ -73,11 +73,15 @@ def test_every_loss_has_its_word_in_the_docs():
 def test_every_source_type_is_documented():
     text = read("docs/probes.md")
     for name in probes.SOURCES:
-        assert re.search(rf"^## `{name}`", text, re.M), name
+        page = f"probes/{name}.md"
+        linked = f"({page})" in text and (DOCS / page).read_text().startswith(f"# `{name}`")
+        assert linked or re.search(rf"^## `{name}`", text, re.M), name
 
 
 def test_every_reason_code_is_documented():
-    named = set(re.findall(r"`([A-Za-z_]+)(?::<code>)?`", read("docs/probes.md")))
+    pages = [DOCS / "probes.md", *(DOCS / "probes").glob("*.md")]
+    text = "".join(page.read_text() for page in pages)
+    named = set(re.findall(r"`([A-Za-z_]+)(?::<code>)?`", text))
     assert {reason.value for reason in probes.Reason} <= named
 
 
@@ -90,7 +94,7 @@ def test_the_map_of_the_package_equals_the_directory():
 
 
 def test_links_inside_the_docs_lead_somewhere():
-    for page in [ROOT / "README.md", *DOCS.glob("*.md")]:
+    for page in [ROOT / "README.md", *DOCS.glob("*.md"), *(DOCS / "probes").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+?)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 

@@ -12,11 +12,11 @@ FLOORS = {
     0: ("errors", "clock", "model"),
     1: (
         "config logs notify selfmetrics backoff transport resolver verdict worker "
-        "queuefile accounts rows space rawpages rawrecords salvage nodes sections document policy"
+        "queuefile accounts rows space rawpages rawrecords salvage nodes sections document policy job pulse witness"
     ).split(),
     2: ("probes", "diskqueue", "clouds"),
     3: ("collector", "sender", "heartbeat", "definitions", "broadcast", "keeper"),
-    4: ("agent", "pools"),
+    4: ("agent", "pools", "tally", "lookout"),
     5: "status dashboard hub commands policyshow queuerows queueaccess queuelook queuechange show watching doctor demo".split(),
     6: ("cli", "__main__"),
 }

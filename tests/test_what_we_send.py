@@ -104,6 +104,19 @@ SECRETS = {
     "CANARY": "canary-environment",
 }
 CANARIES = [*filter(None, SECRETS.values()), "canary_query", "canary-path", "canary-title", "canary-answer"]
+CANARIES += ["canary-custom"]
+CUSTOM = """
+from observer_agent.probes.custom import CustomProbe
+
+def run(look):
+    look.log("canary-custom")
+    if look.config["fails"]:
+        raise ValueError("canary-custom")
+    return {"value": 1, "metadata": {"a": "canary-custom"}}
+
+SCHEMA = {"type": "object", "properties": {"fails": {"type": "boolean", "default": False}}}
+PROBES = CustomProbe("ours", run, "What it does", SCHEMA)
+"""
 
 # A program that notes every address that it talks to, and every program that it starts, before it becomes the agent.
 WATCHED = """
@@ -188,6 +201,8 @@ def test_a_real_agent_sends_this_and_nothing_else(cloud, tmp_path):
             definition(3, "tcp", {"host": "127.0.0.1", "port": closed}),
             definition(4, "prometheus", query),
             definition(5, "nonsense", {"url": "http://canary-path.example/"}),
+            definition(6, "custom", {"probe_name": "ours"}),
+            definition(7, "custom", {"probe_name": "ours", "probe_config": {"fails": True}}),
         ]
         talked = run_agent(cloud, tmp_path)
     check_requests(cloud.seen)
@@ -199,7 +214,12 @@ def test_a_real_agent_sends_this_and_nothing_else(cloud, tmp_path):
 
 def run_agent(cloud, folder):
     """An agent with everything on, from its start to its end; returns what its process has talked to."""
+    own = folder / "probes.d"
+    own.mkdir(mode=0o755)
+    (own / "ours.py").write_text(CUSTOM)
+    (own / "ours.py").chmod(0o644)
     settings = {
+        "PROBE_CUSTOM_DIR": str(own),
         "AGENT_KEY": "obs_live_the_key",
         "CLOUD_SERVER_URL": cloud.url,
         "BUFFER_PATH": str(folder / "buffer.db"),

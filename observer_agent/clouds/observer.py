@@ -185,6 +185,8 @@ def encode_health(health: Health) -> bytes:
     }
     if health.hostname:
         body["hostname"] = health.hostname
+    if health.custom_probes:
+        body["custom_probes"] = [dict(each) for each in health.custom_probes]
     if health.delivery:
         body["delivery"] = [encode_ledger(ledger) for ledger in health.delivery[-DELIVERY_MAX:]]
     return json.dumps(body, separators=(",", ":")).encode()

@@ -14,11 +14,28 @@ from typing import Any, Final, NamedTuple
 
 from observer_agent.errors import InvalidConfig
 from observer_agent.model import Fault, Reading
-from observer_agent.probes import http, prometheus, tcp
+from observer_agent.probes import (
+    cloudwatch,
+    custom,
+    database,
+    dns,
+    elasticsearch,
+    grpc,
+    host,
+    http,
+    icmp,
+    loki,
+    mtls_http,
+    prometheus,
+    tcp,
+    tls_cert,
+    websocket,
+)
 from observer_agent.probes._reasons import Reason
+from observer_agent.probes._registry import Registry
 from observer_agent.probes._tools import Tools
 
-__all__ = ["SOURCES", "Prober", "Reason", "SourceType", "Tools", "UnknownSourceType", "parse"]
+__all__ = ["SOURCES", "Prober", "Reason", "Registry", "SourceType", "Tools", "UnknownSourceType", "parse"]
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +54,20 @@ class UnknownSourceType(InvalidConfig):
 SOURCES: Final[Mapping[str, SourceType]] = MappingProxyType(
     {
         "tcp": SourceType(tcp.parse, tcp.probe),
+        "dns": SourceType(dns.parse, dns.probe),
+        "icmp": SourceType(icmp.parse, icmp.probe),
+        "tls_cert": SourceType(tls_cert.parse, tls_cert.probe),
         "http": SourceType(http.parse, http.probe),
         "prometheus": SourceType(prometheus.parse, prometheus.probe),
+        "database": SourceType(database.parse, database.probe),
+        "loki": SourceType(loki.parse, loki.probe),
+        "cloudwatch": SourceType(cloudwatch.parse, cloudwatch.probe),
+        "elasticsearch": SourceType(elasticsearch.parse, elasticsearch.probe),
+        "custom": SourceType(custom.parse, custom.probe),
+        "grpc": SourceType(grpc.parse, grpc.probe),
+        "websocket": SourceType(websocket.parse, websocket.probe),
+        "mtls_http": SourceType(mtls_http.parse, mtls_http.probe),
+        "host": SourceType(host.parse, host.probe),
     }
 )
 

@@ -7,6 +7,7 @@ agent and hub.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from observer_agent.resolver import parse_literal
 
 MOST_PROBLEMS = 20
 _ENV_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,255}")
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HOST = re.compile(r"(?=.{1,253}\.?\Z)(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?(?:\.(?!\Z)|\.?\Z))+")
 
 T = TypeVar("T")
@@ -136,6 +138,29 @@ class Fields:
                 self.problem(f"{name}.{_shown(key)}", "must be a text")
         return out
 
+    def json_object(self, name: str, *, required: bool = False, largest: int = 65_536) -> dict[str, Any]:
+        """Any JSON object that can be written as at most `largest` bytes; empty where there is none."""
+        value = self._take(name, required)
+        if value is None:
+            return {}
+        problem = _object_problem(value, largest)
+        if problem:
+            self.problem(name, problem)
+        return {} if problem else dict(value)
+
+    def tokens(self, name: str, most: int, longest: int) -> tuple[str, ...]:
+        """A list of at most `most` words, as HTTP knows them; each at most `longest` characters."""
+        value = self._take(name)
+        if value is None:
+            return ()
+        if not isinstance(value, list | tuple) or len(value) > most:
+            self.problem(name, f"must be a list of at most {most} words")
+            return ()
+        if not all(isinstance(item, str) and len(item) <= longest and _TOKEN.fullmatch(item) for item in value):
+            self.problem(name, f"must hold words of 1 to {longest} characters, without blanks or separators")
+            return ()
+        return tuple(value)
+
     def env_name(self, name: str) -> str | None:
         """The name of an environment variable."""
         return self.parsed(name, env_name)
@@ -175,6 +200,16 @@ def encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _object_problem(value: object, largest: int) -> str:
+    if not isinstance(value, Mapping):
+        return "must be an object"
+    try:
+        size = len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
+    except (TypeError, ValueError, RecursionError):
+        return "must be plain JSON, without NaN and not too deep"
+    return f"must have at most {largest} bytes" if size > largest else ""
 
 
 def _is_whole(value: object, low: int, high: int) -> bool:

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from observer_agent.clock import iso
 from observer_agent.probes._reasons import Failed, Reason
 from observer_agent.probes._secrets import look_up
-from observer_agent.probes._tls import Tls, new_context
+from observer_agent.probes._tls import HTTP1, Tls, new_context
 from observer_agent.probes._tools import Run, Tools
 
 WARN_DAYS: Final = 30
@@ -82,18 +82,18 @@ class Identity(NamedTuple):
     authorities: str | None = None
     warning: dict[str, Any] | None = None
 
-    def tls(self, home: bool, run: Run) -> Tls:
+    def tls(self, home: bool, run: Run, alpn: str = HTTP1) -> Tls:
         """The context for a hop; away from home the client certificate is not shown."""
         pair = self.pair if home else None
         contexts = run.tools.contexts
         if pair is None and self.authorities is None:
-            return contexts.system(self.verify, run)
-        key = ("context", self.verify, self.mark if pair else (), self.authorities_mark)
-        found: Tls = contexts.own.get(key, lambda: self._build(pair), run)
+            return contexts.system(self.verify, run, alpn)
+        key = ("context", self.verify, self.mark if pair else (), self.authorities_mark, alpn)
+        found: Tls = contexts.own.get(key, lambda: self._build(pair, alpn), run)
         return found
 
-    def _build(self, pair: Pair | None) -> Tls:
-        context = new_context(self.verify, self.authorities)
+    def _build(self, pair: Pair | None, alpn: str) -> Tls:
+        context = new_context(self.verify, self.authorities, alpn)
         if pair:
             with _in_memory(pair.pem) as path:
                 context.load_cert_chain(path, password="")

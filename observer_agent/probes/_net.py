@@ -47,7 +47,9 @@ class Stream:
         """The next bytes, at most CHUNK; empty at the end."""
         try:
             self.sock.settimeout(self.run.left())
-            return self.sock.recv(CHUNK)
+            data = self.sock.recv(CHUNK)
+            self.run.silent = False
+            return data
         except OSError as error:
             raise self.explain(error) from None
 
@@ -67,7 +69,10 @@ def connect(host: str, port: int, run: Run) -> Stream:
     for n, address in enumerate(addresses):
         try:
             admit(host, address, port, run)
-            return Stream(_open(address, port, run, run.left() / (len(addresses) - n)), run)
+            stream = Stream(_open(address, port, run, run.left() / (len(addresses) - n)), run)
+            run.silent = False
+            run.address = f"[{address.host}]:{port}" if ":" in address.host else f"{address.host}:{port}"
+            return stream
         except Failed as failure:
             failures.append(failure)
     raise next((failure for failure in failures if failure.fault is Fault.TARGET), failures[-1])
@@ -80,6 +85,7 @@ def resolve(host: str, run: Run) -> tuple[Address, ...]:
         return run.tools.resolver.resolve(host, run.deadline)
     except ResolveError as error:
         fault = Fault.RESOLVER if error.reason == Reason.TIMED_OUT else None
+        run.silent = True
         raise Failed(error.reason, str(error), fault) from None
 
 
@@ -94,6 +100,7 @@ def admit(host: str, address: Address, port: int | None, run: Run) -> None:
     )
     if complaint:
         raise Failed(Reason.POLICY_DENIED, complaint)
+    run.address = address.host
 
 
 def _open(address: Address, port: int, run: Run, seconds: float) -> socket.socket:

@@ -22,6 +22,9 @@ class Reason(StrEnum):
 
     UNKNOWN_SOURCE_TYPE = "unknown_source_type"
     SOURCE_THREW = "source_threw"
+    AGENT_NETWORK = "agent_network"  # ours: this machine sees nothing
+    AGENT_STALLED = "agent_stalled"  # ours: the agent was not let run
+    SOURCE_UNAVAILABLE = "source_unavailable"  # ours
     # the network
     REFUSED = "ECONNREFUSED"
     TIMED_OUT = "ETIMEDOUT"
@@ -85,20 +88,150 @@ class Reason(StrEnum):
     NO_DATA_FOR_QUERY = "no_data_for_query"
     PROM_MULTIPLE_SERIES = "prom_multiple_series"
     AGENT_INTERNAL = "AgentInternal"
+    # database
+    DB_DSN_MISSING = "db_dsn_missing"
+    DB_DSN_INVALID = "db_dsn_invalid"  # ours
+    DB_QUERY_NOT_ALLOWED = "db_query_not_allowed"
+    DB_EMPTY_RESULT = "db_empty_result"
+    DB_MULTI_ROW = "db_multi_row"
+    DB_MULTI_COLUMN = "db_multi_column"
+    DB_NULL_VALUE = "db_null_value"
+    DB_NON_NUMERIC = "db_non_numeric"
+    DB_TIMEOUT = "db_timeout"
+    DB_ACCESS_DENIED = "db_access_denied"
+    DB_AUTH_FAILED = "db_auth_failed"
+    DB_SYNTAX_ERROR = "db_syntax_error"
+    DB_CONNECTION_FAILED = "db_connection_failed"
+    DB_ERROR = "db_error"
+    # dns: the names of c-ares, but for ETIMEDOUT
+    DNS_NODATA = "ENODATA"
+    DNS_FORMERR = "EFORMERR"
+    DNS_SERVFAIL = "ESERVFAIL"
+    DNS_NOTIMP = "ENOTIMP"
+    DNS_REFUSED = "EREFUSED"
+    DNS_BADRESP = "EBADRESP"
+    DNS_RESOLVER_INVALID = "dns_resolver_invalid"
+    EXPECTED_VALUE_MISMATCH = "expected_value_mismatch"
+    DNS_ERROR = "dns_error"
+    # tls_cert
+    NO_CERT = "no_cert"
+    BAD_CERT_DATE = "bad_cert_date"
+    TLS_ERROR = "tls_error"
+    # icmp
+    ICMP_PRIVILEGE_DENIED = "icmp_privilege_denied"
+    ICMP_DNS_FAILED = "icmp_dns_failed"
+    ICMP_UNAVAILABLE = "icmp_unavailable"
+    ICMP_ERROR = "icmp_error"
+    ICMP_ALL_TIMEOUT = "icmp_all_timeout"
+    # loki
+    LOKI_AUTH_REF_MISSING = "loki_auth_ref_missing"
+    LOKI_UNAUTHORIZED = "loki_unauthorized"
+    LOKI_QUERY_ERROR = "loki_query_error"
+    LOKI_SERVER_ERROR = "loki_server_error"
+    LOKI_TIMEOUT = "loki_timeout"
+    LOKI_UNREACHABLE = "loki_unreachable"
+    LOKI_ERROR = "loki_error"
+    LOKI_NOT_AGGREGATION = "loki_not_aggregation"
+    LOKI_NO_DATA = "loki_no_data"
+    LOKI_MULTIPLE_SERIES = "loki_multiple_series"
+    LOKI_BAD_RESPONSE = "loki_bad_response"
+    # elasticsearch
+    ES_AUTH_REF_MISSING = "es_auth_ref_missing"
+    ES_UNAUTHORIZED = "es_unauthorized"
+    ES_INDEX_NOT_FOUND = "es_index_not_found"
+    ES_QUERY_ERROR = "es_query_error"
+    ES_SERVER_ERROR = "es_server_error"
+    ES_TIMEOUT = "es_timeout"
+    ES_UNREACHABLE = "es_unreachable"
+    ES_ERROR = "es_error"
+    ES_AGG_NOT_FOUND = "es_agg_not_found"
+    ES_AGG_UNSUPPORTED = "es_agg_unsupported"
+    ES_NO_DATA = "es_no_data"
+    ES_SHARDS_FAILED = "es_shards_failed"  # ours
+    # cloudwatch
+    CLOUDWATCH_NO_DATA = "cloudwatch_no_data"
+    CLOUDWATCH_ACCESS_DENIED = "cloudwatch_access_denied"
+    CLOUDWATCH_THROTTLED = "cloudwatch_throttled"
+    CLOUDWATCH_INVALID_PARAMETER = "cloudwatch_invalid_parameter"
+    CLOUDWATCH_RESOURCE_NOT_FOUND = "cloudwatch_resource_not_found"
+    CLOUDWATCH_EXPIRED_CREDENTIALS = "cloudwatch_expired_credentials"
+    CLOUDWATCH_SERVER_ERROR = "cloudwatch_server_error"
+    CLOUDWATCH_ERROR = "cloudwatch_error"
+    CLOUDWATCH_CREDENTIALS_MISSING = "cloudwatch_credentials_missing"  # ours
+    CLOUDWATCH_TIMEOUT = "cloudwatch_timeout"  # ours
+    CLOUDWATCH_UNREACHABLE = "cloudwatch_unreachable"  # ours
+    # custom
+    CUSTOM_PROBE_NOT_FOUND = "custom_probe_not_found"
+    CUSTOM_PROBE_CONFIG_INVALID = "custom_probe_config_invalid"
+    CUSTOM_PROBE_TIMEOUT = "custom_probe_timeout"
+    CUSTOM_PROBE_ERROR = "custom_probe_error"
+    CUSTOM_PROBE_BAD_RETURN = "custom_probe_bad_return"
+    # grpc
+    METADATA_REF_MISSING = "metadata_ref_missing"
+    METADATA_REF_INVALID = "metadata_ref_invalid"
+    GRPC_CA_UNREADABLE = "grpc_ca_unreadable"
+    GRPC_TLS_FAILED = "grpc_tls_failed"
+    GRPC_TIMEOUT = "grpc_timeout"
+    GRPC_SERVICE_UNKNOWN = "grpc_service_unknown"
+    GRPC_UNIMPLEMENTED = "grpc_unimplemented"
+    GRPC_UNAUTHENTICATED = "grpc_unauthenticated"
+    GRPC_PERMISSION_DENIED = "grpc_permission_denied"
+    GRPC_UNAVAILABLE = "grpc_unavailable"
+    GRPC_HEALTH_UNKNOWN = "grpc_health_unknown"
+    GRPC_ERROR = "grpc_error"
+    # websocket
+    WS_OPEN_FAILED = "ws_open_failed"
+    WS_HANDSHAKE_TIMEOUT = "ws_handshake_timeout"
+    WS_REPLY_TIMEOUT = "ws_reply_timeout"
+    WS_CLOSED_EARLY = "ws_closed_early"
+    WS_REPLY_MISMATCH = "ws_reply_mismatch"
+    # host
+    HOST_CPU_UNAVAILABLE = "host_cpu_unavailable"
+    HOST_MEMORY_UNAVAILABLE = "host_memory_unavailable"
+    HOST_FILESYSTEM_UNAVAILABLE = "host_filesystem_unavailable"
+    HOST_NETWORK_UNAVAILABLE = "host_network_unavailable"
+    HOST_UNSUPPORTED_PLATFORM = "host_metric_unsupported_platform"
+    HOST_READ_ERROR = "host_read_error"
 
 
 _UNEXPECTED = "unexpected_status:"
 _ELSEWHERE: Final[Mapping[Fault, tuple[Reason, ...]]] = MappingProxyType(
     {
-        Fault.RESOLVER: (Reason.TRY_AGAIN, Reason.DNS, Reason.DNS_OVERLOADED),
-        Fault.PATH: (Reason.HOST_UNREACHABLE, Reason.NET_UNREACHABLE, Reason.FORBIDDEN, Reason.TCP_ERROR),
+        Fault.RESOLVER: (
+            Reason.TRY_AGAIN,
+            Reason.DNS,
+            Reason.DNS_OVERLOADED,
+            Reason.DNS_FORMERR,
+            Reason.DNS_SERVFAIL,
+            Reason.DNS_NOTIMP,
+            Reason.DNS_REFUSED,
+            Reason.DNS_BADRESP,
+            Reason.DNS_ERROR,
+        ),
+        Fault.PATH: (
+            Reason.HOST_UNREACHABLE,
+            Reason.NET_UNREACHABLE,
+            Reason.FORBIDDEN,
+            Reason.TCP_ERROR,
+            Reason.TLS_ERROR,
+            Reason.ICMP_ERROR,
+        ),
         Fault.POLICY: (Reason.POLICY_DENIED,),
         Fault.AGENT: (
             Reason.SOURCE_THREW,
+            Reason.AGENT_NETWORK,
+            Reason.AGENT_STALLED,
+            Reason.SOURCE_UNAVAILABLE,
             Reason.NO_FILES,
             Reason.NO_PORTS,
             Reason.NO_MEMORY,
             Reason.AGENT_INTERNAL,
+            Reason.HOST_CPU_UNAVAILABLE,
+            Reason.HOST_MEMORY_UNAVAILABLE,
+            Reason.HOST_UNSUPPORTED_PLATFORM,
+            Reason.HOST_READ_ERROR,
+            Reason.ICMP_PRIVILEGE_DENIED,
+            Reason.ICMP_UNAVAILABLE,
         ),
         Fault.CONFIG: (
             Reason.UNKNOWN_SOURCE_TYPE,
@@ -124,8 +257,49 @@ _ELSEWHERE: Final[Mapping[Fault, tuple[Reason, ...]]] = MappingProxyType(
             Reason.UNAUTHORIZED,
             Reason.BAD_QUERY,
             Reason.PROM_NOT_FOUND,
+            Reason.DNS_RESOLVER_INVALID,
             Reason.NO_DATA_FOR_QUERY,
             Reason.PROM_MULTIPLE_SERIES,
+            Reason.DB_DSN_MISSING,
+            Reason.DB_DSN_INVALID,
+            Reason.DB_QUERY_NOT_ALLOWED,
+            Reason.DB_EMPTY_RESULT,
+            Reason.DB_MULTI_ROW,
+            Reason.DB_MULTI_COLUMN,
+            Reason.DB_NULL_VALUE,
+            Reason.DB_NON_NUMERIC,
+            Reason.DB_ACCESS_DENIED,
+            Reason.DB_AUTH_FAILED,
+            Reason.DB_SYNTAX_ERROR,
+            Reason.METADATA_REF_MISSING,
+            Reason.METADATA_REF_INVALID,
+            Reason.GRPC_CA_UNREADABLE,
+            Reason.GRPC_SERVICE_UNKNOWN,
+            Reason.GRPC_UNIMPLEMENTED,
+            Reason.GRPC_UNAUTHENTICATED,
+            Reason.GRPC_PERMISSION_DENIED,
+            Reason.LOKI_AUTH_REF_MISSING,
+            Reason.LOKI_UNAUTHORIZED,
+            Reason.LOKI_QUERY_ERROR,
+            Reason.LOKI_NOT_AGGREGATION,
+            Reason.LOKI_NO_DATA,
+            Reason.LOKI_MULTIPLE_SERIES,
+            Reason.ES_AUTH_REF_MISSING,
+            Reason.ES_UNAUTHORIZED,
+            Reason.ES_INDEX_NOT_FOUND,
+            Reason.ES_QUERY_ERROR,
+            Reason.ES_AGG_NOT_FOUND,
+            Reason.ES_AGG_UNSUPPORTED,
+            Reason.ES_NO_DATA,
+            Reason.CLOUDWATCH_NO_DATA,
+            Reason.CLOUDWATCH_ACCESS_DENIED,
+            Reason.CLOUDWATCH_INVALID_PARAMETER,
+            Reason.CLOUDWATCH_RESOURCE_NOT_FOUND,
+            Reason.CLOUDWATCH_EXPIRED_CREDENTIALS,
+            Reason.CLOUDWATCH_CREDENTIALS_MISSING,
+            Reason.CUSTOM_PROBE_NOT_FOUND,
+            Reason.CUSTOM_PROBE_CONFIG_INVALID,
+            Reason.CUSTOM_PROBE_BAD_RETURN,
         ),
     }
 )
@@ -196,4 +370,6 @@ def timed_out(doing: str, fault: Fault | None = None) -> Failed:
     return Failed(Reason.TIMED_OUT, f"no answer in time while {doing}", fault)
 
 
+# What an operating system says when nothing comes back.
+SILENT: Final = frozenset((Reason.TIMED_OUT, Reason.HOST_UNREACHABLE, Reason.NET_UNREACHABLE, Reason.FORBIDDEN))
 _KNOWN: Final = frozenset(reason.value for reason in Reason)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from observer_agent.probes._tools import Run
 
 KEPT = 64
+HTTP1: Final = "http/1.1"
 _EXPIRED: Final = 10  # X509_V_ERR_CERT_HAS_EXPIRED
 
 T = TypeVar("T")
@@ -74,17 +75,17 @@ class Contexts:
     """The contexts without private material, and a place for those with it (`own`)."""
 
     def __init__(self) -> None:
-        self._system: Kept[Tls] = Kept(4)
+        self._system: Kept[Tls] = Kept(8)
         self.own: Kept[Any] = Kept(KEPT)
         self._bundle = ssl.get_default_verify_paths().cafile
 
-    def system(self, verify: bool, run: Run) -> Tls:
+    def system(self, verify: bool, run: Run, alpn: str = HTTP1) -> Tls:
         """A context that trusts the system's authorities (SSL_CERT_FILE and SSL_CERT_DIR as OpenSSL reads them).
 
         With `verify` false it trusts everybody.
         """
-        key = (verify, self._stamp() if verify else None)
-        return self._system.get(key, lambda: Tls(new_context(verify)), run)
+        key = (verify, self._stamp() if verify else None, alpn)
+        return self._system.get(key, lambda: Tls(new_context(verify, alpn=alpn)), run)
 
     def _stamp(self) -> tuple[int, int] | None:
         """Changes when the system's bundle is replaced, so that a new authority needs no restart."""
@@ -95,11 +96,11 @@ class Contexts:
         return facts.st_mtime_ns, facts.st_size
 
 
-def new_context(verify: bool, authorities: str | None = None) -> ssl.SSLContext:
+def new_context(verify: bool, authorities: str | None = None, alpn: str = HTTP1) -> ssl.SSLContext:
     """A client's context; `authorities` is PEM text that replaces the system's. Raises ssl.SSLError on bad PEM."""
     # Not create_default_context: that one writes session keys to the file that SSLKEYLOGFILE names.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols([alpn])
     if authorities is not None:
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         context.load_verify_locations(cadata=authorities)

@@ -13,8 +13,12 @@ from observer_agent.clock import Clock
 from observer_agent.logs import Redactor
 from observer_agent.model import Reading
 from observer_agent.policy import Policy
-from observer_agent.probes._reasons import Failed, Reason, from_os_error, timed_out
+from observer_agent.probes._counters import Counters
+from observer_agent.probes._disks import Disks
+from observer_agent.probes._reasons import SILENT, Failed, Reason, from_os_error, timed_out
+from observer_agent.probes._registry import Registry
 from observer_agent.probes._tls import Contexts
+from observer_agent.probes._wallet import Wallet
 from observer_agent.resolver import Resolver
 
 _DOING: Final[Mapping[str, str]] = {
@@ -22,6 +26,8 @@ _DOING: Final[Mapping[str, str]] = {
     "connect": "connecting",
     "tls": "shaking hands (TLS)",
     "first_byte": "waiting for the answer",
+    "login": "signing in",
+    "query": "waiting for the query's answer",
     "body": "reading the body",
 }
 
@@ -52,7 +58,7 @@ class Tools:
 
     def __init__(
         self, *, clock: Clock, resolver: Resolver, env: Mapping[str, str], redact: Redactor, settings: Settings,
-        policy: Policy | None = None,
+        policy: Policy | None = None, custom: Registry | None = None,
     ) -> None:
         self.clock = clock
         self.resolver = resolver
@@ -60,7 +66,11 @@ class Tools:
         self.redact = redact
         self.settings = settings
         self.policy = policy or Policy()
+        self.custom = custom or Registry(clock)
+        self.wallet = Wallet()
         self.contexts = Contexts()
+        self.counters = Counters()
+        self.disks = Disks(clock)
 
 
 class Run:
@@ -69,7 +79,18 @@ class Run:
     `other` is the reason for an operating system's error that the vocabulary does not name.
     """
 
-    __slots__ = ("_monotonic", "_phase", "_phases", "_since", "deadline", "other", "started", "tools")
+    __slots__ = (
+        "_monotonic",
+        "_phase",
+        "_phases",
+        "_since",
+        "address",
+        "deadline",
+        "other",
+        "silent",
+        "started",
+        "tools",
+    )
 
     def __init__(self, tools: Tools, deadline: float, other: Reason) -> None:
         self.tools = tools
@@ -78,6 +99,8 @@ class Run:
         self._monotonic = tools.clock.monotonic
         self._phases: dict[str, float] = {}
         self._phase = ""
+        self.address = ""  # the last one that was tried
+        self.silent = False  # nothing came back from it
         self.started = self._since = self._monotonic()
 
     def restart(self) -> None:
@@ -95,6 +118,7 @@ class Run:
         """Seconds until the deadline, always positive; raises Failed when it has passed."""
         left = self.deadline - self._monotonic()
         if left <= 0:
+            self.silent = True
             raise timed_out(self.doing)
         return left
 
@@ -113,17 +137,28 @@ class Run:
 
     def explain(self, error: OSError) -> Failed:
         """What an error of a plain socket means."""
-        return from_os_error(error, self.doing, self.other)
+        failed = from_os_error(error, self.doing, self.other)
+        self.silent = failed.reason in SILENT
+        return failed
 
     def gave(self, value: float, **detail: Any) -> Reading:
         """The reading of a look that succeeded."""
         self.enter("")
-        return Reading(value, phases=self._rounded(), detail=detail)
+        return Reading(value, phases=self._rounded(), detail=detail, address=self.address, silent=self.silent)
 
     def failed(self, failure: Failed, **detail: Any) -> Reading:
         """The reading of a look that failed."""
         self.enter("")
-        return Reading(None, failure.reason, failure.fault, phases=self._rounded(), detail={**detail, **failure.detail})
+        detail = {**detail, **failure.detail}
+        return Reading(
+            None,
+            failure.reason,
+            failure.fault,
+            phases=self._rounded(),
+            detail=detail,
+            address=self.address,
+            silent=self.silent,
+        )
 
     def _rounded(self) -> dict[str, float]:
         return {name: round(seconds * 1000, 3) for name, seconds in self._phases.items()}

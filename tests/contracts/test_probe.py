@@ -15,7 +15,7 @@ from observer_agent.clock import Clock
 from observer_agent.model import Fault
 from observer_agent.probes import _reasons
 from observer_agent.resolver import Address, ResolveError, parse_literal
-from tests import servers
+from tests import servers, udp
 from tests.servers import Authority, Server, answer, make_prober, redirect, refused_port, scripted
 
 GRACE = 0.05
@@ -48,9 +48,62 @@ def scrape(server_url, **more):
     return "prometheus", {"scrape_url": server_url, "metric": "up", "timeout_ms": TIMEOUT_MS, **more}
 
 
-ALL = [tcp, http, matching, picking, query, scrape]
+def grpc(server_url, **more):
+    return "grpc", {**tcp(server_url)[1], **more}
+
+
+def websocket(server_url, **more):
+    return "websocket", {"url": server_url.replace("http", "ws", 1), "timeout_ms": TIMEOUT_MS, **more}
+
+
+def tls_cert(server_url, **more):
+    return "tls_cert", tcp(server_url)[1]
+
+
+def icmp(server_url, **more):
+    return "icmp", {"host": tcp(server_url)[1]["host"], "count": 1, "timeout_ms": 100}
+
+
+def dns(server_url, **more):
+    return "dns", {"domain": "good.test", "resolver": server_url.partition("://")[2], "timeout_ms": TIMEOUT_MS}
+
+
+def loki(server_url, **more):
+    return "loki", {"base_url": server_url, "query": 'count_over_time({a="b"}[5m])', "timeout_ms": TIMEOUT_MS}
+
+
+def elasticsearch(server_url, **more):
+    search = {"index": "i", "agg_name": "a", "query": {"aggs": {"a": {"max": {"field": "b"}}}}}
+    return "elasticsearch", {"base_url": server_url, "timeout_ms": TIMEOUT_MS, **search}
+
+
+ALL = [tcp, http, matching, picking, query, scrape, loki, elasticsearch]
 OVER_HTTP = ALL[1:]
 BODY_READERS = ALL[2:]
+ALL += [grpc, websocket, tls_cert]
+OVER_TLS = [*OVER_HTTP, tls_cert]
+BY_NAME = [*ALL, icmp]
+
+_GRPC = dict.fromkeys(("ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN"), "grpc_unavailable")
+_BACKEND = {
+    **dict.fromkeys(("ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN"), "unreachable"),
+    **dict.fromkeys(("ECONNRESET", "http_error"), "error"),
+    "ETIMEDOUT": "timeout",
+}
+OWN_NAMES = {  # source types that have names of their own for what others call by the common ones
+    query: {"ENOTFOUND": "DNS", "EAI_AGAIN": "DNS", "http_error": "prom_bad_response"},
+    scrape: {"ENOTFOUND": "DNS", "EAI_AGAIN": "DNS", "http_error": "prom_bad_response"},
+    loki: {code: f"loki_{name}" for code, name in _BACKEND.items()},
+    elasticsearch: {code: f"es_{name}" for code, name in _BACKEND.items()},
+    grpc: {**_GRPC, "ETIMEDOUT": "grpc_timeout"},
+    icmp: dict.fromkeys(("ENOTFOUND", "EAI_AGAIN"), "icmp_dns_failed"),
+    websocket: {**dict.fromkeys(_GRPC, "ws_open_failed"), "ETIMEDOUT": "ws_handshake_timeout"},
+}
+
+
+def own(kind, code):
+    """What a source type calls a failure."""
+    return OWN_NAMES.get(kind, {}).get(code, code)
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +140,11 @@ def ask(kind, server, prober=None, **more):
     return look(prober or make_prober(), *kind(server.url, **more))
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", [*ALL, dns])
 def test_a_refused_port(kind):
     with nothing_left(), refused_port() as port:
         reading = look(make_prober(), *kind(f"http://127.0.0.1:{port}"))
-    assert (reading.reason, reading.fault) == ("ECONNREFUSED", Fault.TARGET)
+    assert (reading.reason, reading.fault) == (own(kind, "ECONNREFUSED"), Fault.TARGET)
 
 
 @pytest.mark.parametrize("kind", OVER_HTTP)
@@ -99,7 +152,7 @@ def test_a_refused_port(kind):
 def test_a_tarpit_and_a_slow_drip_of_headers(kind, handler):
     with nothing_left(), Server(handler) as server:
         reading = ask(kind, server)
-    assert (reading.reason, reading.fault) == ("ETIMEDOUT", Fault.TARGET)
+    assert (reading.reason, reading.fault) == (own(kind, "ETIMEDOUT"), Fault.TARGET)
     assert reading.phases["first_byte"] > TIMEOUT_MS / 2
 
 
@@ -116,14 +169,14 @@ def test_tcp_is_content_with_a_connection(handler):
 def test_a_server_that_closes_without_an_answer(kind, handler):
     with nothing_left(), Server(handler) as server:
         reading = ask(kind, server)
-    assert (reading.reason, reading.fault) == ("ECONNRESET", Fault.TARGET)
+    assert (reading.reason, reading.fault) == (own(kind, "ECONNRESET"), Fault.TARGET)
 
 
 @pytest.mark.parametrize("kind", BODY_READERS)
 def test_a_slow_drip_of_the_body(kind):
     with nothing_left(), Server(servers.drip_body) as server:
         reading = ask(kind, server)
-    assert (reading.reason, reading.fault) == ("ETIMEDOUT", Fault.TARGET)
+    assert (reading.reason, reading.fault) == (own(kind, "ETIMEDOUT"), Fault.TARGET)
 
 
 @pytest.mark.parametrize("handler", [servers.drip_body, servers.endless])
@@ -141,6 +194,8 @@ def test_http_alone_does_not_wait_for_the_body(handler):
         (picking, {"json_body_too_large", "ETIMEDOUT"}),
         (query, {"body_too_large", "ETIMEDOUT"}),
         (scrape, {"body_too_large", "ETIMEDOUT"}),
+        (loki, {"body_too_large", "loki_timeout"}),
+        (elasticsearch, {"body_too_large", "es_timeout"}),
     ],
 )
 def test_w14_an_endless_body(kind, reasons):
@@ -153,7 +208,7 @@ def test_w14_an_endless_body(kind, reasons):
 def test_endless_headers(kind):
     with nothing_left(), Server(servers.endless_headers) as server:
         reading = ask(kind, server)
-    assert reading.reason in ("http_error", "prom_bad_response")
+    assert reading.reason == own(kind, "http_error")
     assert reading.fault is Fault.TARGET
 
 
@@ -162,25 +217,25 @@ def test_endless_headers(kind):
 def test_garbage(kind, garbage):
     with nothing_left(), Server(servers.says(garbage)) as server:
         reading = ask(kind, server)
-    assert reading.reason in ("http_error", "prom_bad_response")
+    assert reading.reason == own(kind, "http_error")
     assert reading.duration_ms < TIMEOUT_MS
 
 
 # -- TLS
 
 
-@pytest.mark.parametrize("kind", OVER_HTTP)
+@pytest.mark.parametrize("kind", OVER_TLS)
 def test_bad_tls(kind):
     with nothing_left(), Server(servers.says(b"this is no TLS, it is a greeting\r\n")) as server:
         reading = look(make_prober(), *kind(server.url.replace("http", "https", 1)))
     assert (reading.reason, reading.fault) == ("tls_handshake_failed", Fault.TARGET)
 
 
-@pytest.mark.parametrize("kind", OVER_HTTP)
+@pytest.mark.parametrize("kind", OVER_TLS)
 def test_a_tarpit_in_the_handshake(kind):
     with nothing_left(), Server(servers.tarpit) as server:
         reading = look(make_prober(), *kind(server.url.replace("http", "https", 1)))
-    assert (reading.reason, reading.fault) == ("ETIMEDOUT", Fault.TARGET)
+    assert (reading.reason, reading.fault) == (own(kind, "ETIMEDOUT"), Fault.TARGET)
     assert "tls" in reading.phases
 
 
@@ -289,25 +344,25 @@ def test_w10_no_downgrade_from_https(authority):
 # -- names and addresses
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", BY_NAME)
 def test_a_name_that_does_not_exist(kind):
     with nothing_left():
         reading = look(make_prober(), *kind("http://nowhere.test:80"))
-    assert reading.reason == ("DNS" if kind in (query, scrape) else "ENOTFOUND")
+    assert reading.reason == own(kind, "ENOTFOUND")
     assert reading.fault is Fault.TARGET
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", BY_NAME)
 def test_a_resolver_that_says_try_again(kind):
     def find(name):
         raise ResolveError("EAI_AGAIN", "Temporary failure in name resolution")
 
     reading = look(make_prober(find=find), *kind("http://nowhere.test:80"))
-    assert reading.reason == ("DNS" if kind in (query, scrape) else "EAI_AGAIN")
+    assert reading.reason == own(kind, "EAI_AGAIN")
     assert reading.fault is Fault.RESOLVER
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", BY_NAME)
 def test_a_resolver_that_hangs(kind):
     release = threading.Event()
 
@@ -320,7 +375,7 @@ def test_a_resolver_that_hangs(kind):
             reading = look(make_prober(find=find), *kind("http://hangs.test:80"))
         finally:
             release.set()
-    assert (reading.reason, reading.fault) == ("ETIMEDOUT", Fault.RESOLVER)
+    assert (reading.reason, reading.fault) == (own(kind, "ETIMEDOUT"), Fault.RESOLVER)
     assert list(reading.phases) == ["resolve"]
 
 
@@ -341,7 +396,7 @@ def test_the_next_address_has_its_turn():
     assert reading.value > 0
 
 
-@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("kind", BY_NAME)
 @pytest.mark.parametrize(
     "address", ["169.254.169.254", "::ffff:169.254.169.254", "fd00:ec2::254", "64:ff9b::a9fe:a9fe"]
 )
@@ -357,6 +412,38 @@ def test_w12_a_redirect_to_a_metadata_address_is_denied():
     with nothing_left(), Server(scripted(redirect("http://169.254.169.254/latest/meta-data/"))) as server:
         reading = ask(http, server)
     assert (reading.reason, reading.fault) == ("policy_denied", Fault.POLICY)
+
+
+# -- UDP: what is not an answer to our question is passed over, and the deadline is kept
+
+
+def to_another_question(question):
+    return [bytes((question[0] ^ 1,)) + udp.build(question, "{} 60 IN A 203.0.113.1")[1:]]
+
+
+def garbage(question):
+    return [b"", b"x", b"SSH-2.0-OpenSSH_9\r\n", os.urandom(1) * 2000, bytes((question[0] ^ 1,)) + question[1:] * 3]
+
+
+@pytest.mark.parametrize("reply", [udp.silence, garbage, to_another_question, lambda question: [question]])
+def test_udp_that_does_not_answer(reply):
+    with nothing_left(), udp.UdpServer(reply) as server:
+        reading = look(make_prober(), *dns(f"udp://{server.at}"))
+    assert (reading.reason, reading.fault) == ("ETIMEDOUT", Fault.TARGET)
+    assert reading.duration_ms >= TIMEOUT_MS
+
+
+def test_udp_from_a_spoofed_source():
+    good = udp.answering("{} 60 IN A 203.0.113.1")
+    with nothing_left(), udp.UdpServer(good, strange=True) as server:
+        reading = look(make_prober(), *dns(f"udp://{server.at}"))
+    assert (reading.reason, reading.fault) == ("ETIMEDOUT", Fault.TARGET)
+
+
+def test_udp_that_floods_does_not_keep_a_look_from_ending():
+    with nothing_left(), udp.UdpServer(lambda question: to_another_question(question) * 20_000) as server:
+        reading = look(make_prober(), *dns(f"udp://{server.at}"))
+    assert reading.reason == "ETIMEDOUT"
 
 
 # -- many at once

@@ -1,0 +1,112 @@
+"""The source type `dns`: how long a server takes to answer a question, in milliseconds, repetitions included.
+
+Rules: docs/probes/dns.md, mended by W23. The servers are those of /etc/resolv.conf or the one that the definition
+names; the hosts file and search domains are not used. Runs on a probe thread.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from observer_agent.model import Fault, Reading
+from observer_agent.probes import _dnswords
+from observer_agent.probes._config import Fields
+from observer_agent.probes._dnsask import Asking, Server, Told, parse_server, system_servers
+from observer_agent.probes._dnswords import RECORD_TYPES, Question, domain_name
+from observer_agent.probes._reasons import Failed, Reason
+from observer_agent.probes._tools import Run, Tools
+
+RESOLV_CONF: Final = Path("/etc/resolv.conf")
+SHOWN: Final = 20  # records in the detail
+SHOWN_LENGTH: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class DnsConfig:
+    """What to ask, whom, and what to expect; `timeout` is seconds for everything. `resolver` is as it was written."""
+
+    domain: str
+    record_type: str
+    expected_value: str
+    resolver: str | None
+    timeout: float
+
+
+def parse(raw: object) -> DnsConfig:
+    """The typed configuration; raises InvalidConfig."""
+    fields = Fields(raw)
+    record_type = fields.choice("record_type", RECORD_TYPES, "A")
+    config = DnsConfig(
+        domain=fields.parsed("domain", lambda text: _domain(text, record_type), required=True) or ".",
+        record_type=record_type,
+        expected_value=fields.parsed("expected_value", lambda text: _dnswords.expected(record_type, text)) or "",
+        resolver=fields.text("resolver", longest=256),
+        timeout=fields.timeout(5_000),
+    )
+    fields.done()
+    return config
+
+
+def _domain(text: str, record_type: str) -> str:
+    """A domain; an address that is asked for its PTR record is turned into its name in the reverse tree."""
+    if record_type == "PTR":
+        try:
+            return f"{ipaddress.ip_address(text).reverse_pointer}."
+        except ValueError:
+            pass
+    return domain_name(text)
+
+
+def probe(config: DnsConfig, deadline: float, tools: Tools, conf: Path = RESOLV_CONF) -> Reading:
+    """One question; value is milliseconds from the first question to the answer that counts."""
+    import dns.message  # noqa: F401  the first import takes a while, and is not the server's
+
+    run = Run(tools, deadline, Reason.DNS_ERROR)
+    known: dict[str, Any] = {}
+    try:
+        servers = _servers(config, conf)
+        by_choice = config.resolver is not None
+        question = Question(config.domain, config.record_type, secrets.randbelow(65_536))
+        told = Asking(question, servers, run, Fault.TARGET if by_choice else Fault.RESOLVER).ask()
+        value = run.ms()
+        known = _facts(told)
+        _dnswords.judge(told.answer, question, by_choice)
+        _expect(config, told)
+    except Failed as failure:
+        return run.failed(failure, **known)
+    return run.gave(value, **known)
+
+
+def _servers(config: DnsConfig, conf: Path) -> tuple[Server, ...]:
+    if config.resolver is None:
+        return system_servers(conf)
+    try:
+        return (parse_server(config.resolver),)
+    except ValueError as error:
+        raise Failed(Reason.DNS_RESOLVER_INVALID, f"resolver {error}") from None
+
+
+def _expect(config: DnsConfig, told: Told) -> None:
+    if config.expected_value and not _dnswords.matches(config.record_type, config.expected_value, told.answer):
+        raise Failed(Reason.EXPECTED_VALUE_MISMATCH, f"no {config.record_type} record has the expected value")
+
+
+def _facts(told: Told) -> dict[str, Any]:
+    """What is shown locally."""
+    answer = told.answer
+    return {
+        "server": str(told.server),
+        "transport": "tcp" if told.over_tcp else "udp",
+        "asked": told.asked,
+        "rcode": answer.code,
+        "records": [forms[0][:SHOWN_LENGTH] for forms in answer.records[:SHOWN]],
+        "record_count": len(answer.records),
+        "aliases": [alias[:SHOWN_LENGTH] for alias in answer.aliases],
+        "ttl": answer.ttl,
+        "authoritative": answer.authoritative,
+        "authenticated": answer.authenticated,
+    }

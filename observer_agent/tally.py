@@ -1,0 +1,85 @@
+"""What the agent counts of its probes: runs, slots that were lost and why, and whether it has too much to do.
+
+Collectors report from their threads; the local page and `status` read.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+
+from observer_agent.clock import Clock
+from observer_agent.collector import Listener
+from observer_agent.logs import Throttle
+from observer_agent.model import Definition, Reading
+from observer_agent.selfmetrics import SelfMetrics
+
+log = logging.getLogger(__name__)
+
+WINDOW, BUCKET = 60.0, 5.0
+WARN = 300.0
+
+
+class Tally(Listener):
+    """See the module. `active` holds the source types that have run since the start."""
+
+    def __init__(self, metrics: SelfMetrics, clock: Clock) -> None:
+        self._metrics = metrics
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._buckets: deque[list[float]] = deque()  # [begin, runs, starved]
+        self._warn = Throttle(clock, WARN)
+        self.active: set[str] = set()
+
+    def ran(self, definition: Definition, reading: Reading, late: float, in_time: bool) -> None:
+        """A look has ended; it began `late` seconds after its moment."""
+        if definition.problem:
+            return
+        metrics, kind = self._metrics, definition.source_type
+        self.active.add(kind)
+        metrics.probes.labels(kind).inc()
+        metrics.probe_lateness.labels(kind).set(late)
+        if not in_time:
+            metrics.probes_late.labels(kind).inc()
+        if reading.reason:
+            metrics.probes_failed.labels(kind, reading.reason).inc()
+        self._note(1, 0)
+
+    def skipped(self, definition: Definition, slots: int, starved: bool) -> None:
+        """Slots went by without a run: for want of a thread (`starved`), or because the run before was still going."""
+        self._metrics.probes_skipped.labels(definition.source_type).inc(slots)
+        if starved:
+            self._note(0, slots)
+            text = self.overload()
+            if text and self._warn.ready("overload"):
+                log.warning("The agent cannot keep up: %s. Longer intervals, fewer definitions or more CPU help", text)
+
+    def missed(self, definition: Definition, slots: int) -> None:
+        """Slots went by while nothing ran at all."""
+        self._metrics.probes_missed.labels(definition.source_type).inc(slots)
+
+    def stood(self, seconds: float) -> None:
+        """Nothing ran for a while."""
+        if self._warn.ready("stood"):
+            log.warning("Nothing was probed for %.0f s: the machine slept, or the agent was not let run", seconds)
+
+    def overload(self) -> str | None:
+        """That slots found no free thread in the last minute, in a few words; None where all did."""
+        with self._lock:
+            self._forget(self._clock.monotonic())
+            runs, starved = (int(sum(bucket[at] for bucket in self._buckets)) for at in (1, 2))
+        return f"{starved:,} of {runs + starved:,} probes of the last minute could not begin" if starved else None
+
+    def _note(self, runs: int, starved: int) -> None:
+        now = self._clock.monotonic()
+        with self._lock:
+            if not self._buckets or now - self._buckets[-1][0] >= BUCKET:
+                self._forget(now)
+                self._buckets.append([now, 0, 0])
+            self._buckets[-1][1] += runs
+            self._buckets[-1][2] += starved
+
+    def _forget(self, now: float) -> None:
+        while self._buckets and now - self._buckets[0][0] >= WINDOW:
+            self._buckets.popleft()
