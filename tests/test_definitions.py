@@ -69,7 +69,7 @@ def test_intervals_are_minutes_with_a_default_and_a_floor_of_a_second(minutes, d
 
 
 @pytest.mark.parametrize("value", ["0x10", "1_000", "nan", "inf", "", " ", "1e999", "٣", None, True, [], {}])
-def test_a_threshold_that_is_no_plain_finite_number_is_refused(value):
+def test_w4_a_threshold_that_is_no_plain_finite_number_is_refused(value):
     assert number(value) is None
     found = one(healthy_value=value)
     assert found.problem.reason == "invalid_config"

@@ -36,6 +36,11 @@ LIBRARIES = (
     "prometheus-client",
     "ruamel.yaml",
     "asn1crypto",
+    "dnspython",
+    "h2",
+    "wsproto",
+    "pg8000",
+    "PyMySQL",
 )
 _ASSIGNED = re.compile(r"^(\s*(?:Environment|SetCredential|SetCredentialEncrypted)\s*=).*$", re.M)
 
