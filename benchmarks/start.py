@@ -67,13 +67,13 @@ def definitions(port: int, count: int) -> list[dict[str, object]]:
     return [{"id": f"m{n}", "interval": 0.1, **(http if n % 2 else tcp), **rules} for n in range(count)]
 
 
-def agent(port: int, folder: str) -> subprocess.Popen[bytes]:
+def agent(port: int, folder: str, page: int | None = None) -> subprocess.Popen[bytes]:
     env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     env |= {
         "AGENT_KEY": "bench",
         "CLOUD_SERVER_URL": f"http://127.0.0.1:{port}",
         "BUFFER_PATH": f"{folder}/b.db",
-        "DEBUG_DASHBOARD_PORT": str(free_port()),
+        "DEBUG_DASHBOARD_PORT": str(page or free_port()),
     }
     return subprocess.Popen(
         [sys.executable, "-m", "observer_agent", "run"], env=env, stderr=subprocess.DEVNULL, cwd=folder

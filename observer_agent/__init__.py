@@ -17,7 +17,9 @@ resolver.py       names to addresses within a deadline
 transport.py      one HTTP call under a deadline: an answer, never an exception
 verdict.py        pure: thresholds, and the grid of due moments
 worker.py         a step repeated on a named thread; the supervisor
+listener.py       a small local HTTP server for what pushes to the agent
 queuefile.py      the format of the queue file, and reading it from outside
+evidencefile.py   the file of evidence: a ring of transitions for each metric
 accounts.py       what each queue id was given, accepted and lost
 rows.py           which rows repeat what is known, and which go first
 space.py          room on the disk: what is accepted can be stored and delivered
@@ -33,6 +35,8 @@ sections.py       services and pages of a document, and single fields
 document.py       a document of definitions to the wire's rows
     floor 2 - ends (know tools; never one another)
 probes/           the table of source types, and look(): deadline, duration, catch-all around any probe
+relayqueue.py     pings of jobs, on the disk before they are acknowledged
+relaydoor.py      requests of jobs to pings
 diskqueue/        the bounded queue on persist-queue: put, peek, settle
 clouds/           the table of dialects: observer, memory
     floor 3 - the line (is handed the ends)
@@ -45,6 +49,8 @@ broadcast.py      log lines to the cloud, best effort
     floor 4 - the whole
 agent.py          joins the parts, starts, reloads and stops them in order
 lookout.py        the agent's own blindness told from a target's fault
+evidence.py       what is kept of each transition, in the background
+relay.py          pings of jobs on this machine, handed on to the cloud
 tally.py          what is counted of probes, and whether there is too much to do
 pools.py          the collectors of all source types, and their threads
     floor 5 - around it
@@ -52,6 +58,7 @@ status.py         the agent's state as one JSON object
 show.py           results as text for a person
 watching.py       `status`, once or again and again
 commands.py       what each command does
+why.py            `why`: the evidence of a metric's last transitions
 policyshow.py     `policy show`, `policy test`
 queuerows.py      strict reading of stored rows and exports
 queueaccess.py    how a `queue` command comes to the queue file: to look, to change

@@ -28,6 +28,8 @@ from observer_agent.config import Settings
 from observer_agent.definitions import Definitions, DefinitionsFile, Store, cloud_side, understand_all
 from observer_agent.diskqueue import Bounds, DiskQueue, open_queue
 from observer_agent.errors import ConfigError, DocumentError, NoPlace, QueueError
+from observer_agent.evidence import Evidence
+from observer_agent.evidencefile import path_of
 from observer_agent.heartbeat import Heartbeat
 from observer_agent.keeper import Keeper
 from observer_agent.logs import Logs
@@ -36,6 +38,8 @@ from observer_agent.model import Definition, Fault, Health, Loss, Orders, Readin
 from observer_agent.notify import Notifier
 from observer_agent.pools import Pools
 from observer_agent.pulse import Pulse
+from observer_agent.relay import Relay
+from observer_agent.relayqueue import RelayQueue
 from observer_agent.resolver import Resolver
 from observer_agent.selfmetrics import SelfMetrics
 from observer_agent.sender import Sender
@@ -86,8 +90,11 @@ class Agent:
         self.sender = Sender(self.queue, self._clouds["send"], clock, random.random)
         self.heartbeat = Heartbeat(self._clouds["beat"], self.health, clock, self._heard, random.random)
         self.definitions = self._definitions_source()
+        self.evidence = Evidence(path_of(settings.buffer_path), clock, logs.redact, self._count_dropped)
         self._resolver = Resolver(clock)
         self._custom = probes.Registry(clock)
+        self._otlp = probes.Receiver(settings, clock)
+        self._relay = self._make_relay() if settings.heartbeat_relay_enabled else None
         self._prober = self._make_prober(settings, env)
         self.pulse = Pulse(clock)
         witnesses = Witnesses(clock, self._resolver, self._cloud_place)
@@ -109,6 +116,7 @@ class Agent:
                 settings=settings,
                 policy=self._policy,
                 custom=self._custom,
+                otlp=self._otlp,
             )
         )
 
@@ -117,6 +125,13 @@ class Agent:
         requests = self.metrics.requests
         cloud.on_reply = lambda endpoint, status: requests.labels(endpoint, str(status)).inc()
         return cloud
+
+    def _make_relay(self) -> Relay:
+        settings, file = self.settings, self.queue.file
+        cloud = self._clouds["relay"] = self._link("relay")
+        queue = RelayQueue(file.with_name(file.name + ".relay"), self.clock)
+        place = settings.heartbeat_relay_host, settings.heartbeat_relay_port
+        return Relay(queue, cloud, self.clock, place=place, metrics=self.metrics, random=random.random)
 
     def _definitions_source(self) -> Definitions | DefinitionsFile:
         if self.settings.definitions_file:
@@ -136,6 +151,9 @@ class Agent:
         metrics.last_push.set_function(lambda: self.sender.last_push or 0)
         metrics.last_heartbeat.set_function(lambda: self.heartbeat.last_ok or 0)
         self.broadcast = Broadcast(self._clouds["log"], self.clock, self.settings.log_broadcast_level)
+
+    def _count_dropped(self, reason: str, n: int) -> None:
+        self.metrics.evidence_dropped.labels(reason).inc(n)
 
     def _count_loss(self, reason: Loss, n: int) -> None:
         self.metrics.samples_lost.labels(reason.value).inc(n)
@@ -212,14 +230,16 @@ class Agent:
             log.info("The policy in %s says what probes may reach", self._policy.rules.file)
         if self.settings.skip_ssl_verification:
             log.warning("SKIP_SSL_VERIFICATION is on: anybody on the way can read the key and all samples")
-        if self.settings.heartbeat_relay_enabled:
-            log.warning("HEARTBEAT_RELAY_ENABLED is set, but this version has no relay")
         self._work("beat", self.heartbeat.step, Care(LONGEST_CALL, self._renew_heartbeat))
         sending = self._work("send", self.sender.step, Care(LONGEST_CALL, self._renew_sender))
         self.sender.wake = self.queue.on_put = sending.wake
+        if self._relay:
+            self._relay.wake = self._work("relay", self._relay.step).wake
         self._work("tidy", self._tidy)
         self._work("pulse", self.pulse.step)
         self.keeper.wake = self._work("keep", self.keeper.step).wake
+        self.evidence.open()
+        self.evidence.wake = self._work("evidence", self.evidence.step, Care(LONGEST_CALL, self.evidence.give_up)).wake
         self.definitions.start()
         self.definitions.wake = self._work("definitions", self.definitions.step).wake
         if self.settings.broadcast_logs:
@@ -240,9 +260,13 @@ class Agent:
         deadline = self.clock.monotonic() + STOP_BUDGET
         self.logs.listen(None)
         attempt("Stopping the collectors", lambda: self._stop_collectors(deadline - 6.5))
+        attempt("Stopping the OTLP receiver", self._otlp.stop)
+        if self._relay:
+            attempt("Stopping the relay", self._relay.stop)
         attempt("Queueing what was kept", self.keeper.step)
         attempt("The last push", lambda: self._stop_sender(deadline - 3.0))
         attempt("The last heartbeat", lambda: self._stop_heartbeat(deadline - 1.0))
+        attempt("Writing the evidence", lambda: self._stop_evidence(deadline - 0.5))
         left = self.queue.depth
         attempt("Closing the queue", self.queue.close)
         for cloud in self._clouds.values():
@@ -250,11 +274,15 @@ class Agent:
         log.info("observer-agent stopped; %d samples wait on disk for the next start", left)
 
     def _stop_collectors(self, deadline: float) -> None:
-        self._end([*self.pools.stop(), *self._named("definitions", "log", "tidy", "keep", "pulse")], deadline)
+        self._end([*self.pools.stop(), *self._named("definitions", "log", "tidy", "keep", "pulse", "relay")], deadline)
 
     def _stop_sender(self, deadline: float) -> None:
         if self._end(self._named("send"), deadline):
             self.sender.flush(deadline)
+
+    def _stop_evidence(self, deadline: float) -> None:
+        if self._end(self._named("evidence"), deadline):
+            self.evidence.close()
 
     def _stop_heartbeat(self, deadline: float) -> None:
         workers = self._named("beat")
@@ -303,6 +331,8 @@ class Agent:
             log.info("%d definitions are manual or heartbeats: the cloud evaluates them, nothing is probed", len(aside))
         found = self._policy.restricted(understand_all(rows, probes.parse, probes.SOURCES))
         self.lookout.forget(definition.id for definition in found)
+        self._otlp.want(each.config.want for each in found if each.source_type == "otlp" and not each.problem)
+        self.evidence.keep(found)
         added, changed, removed = self.pools.apply(found)
         self.metrics.definitions.set(len(found))
         if added or changed or removed:
@@ -316,6 +346,7 @@ class Agent:
             on_target_fault=Status(self.settings.probe_failure_status),
             grow=grow,
             listener=self.tally,
+            on_transition=self.evidence.offer,
         )
 
     def _look(self, definition: Definition) -> Reading:
@@ -342,6 +373,8 @@ class Agent:
 
     def _heard(self, orders: Orders) -> None:
         self.sender.heartbeat(orders.ok)
+        if self._relay:
+            self._relay.heartbeat(orders.ok)
         if orders.ok:
             self.definitions.signal(orders.definitions_version)
 
@@ -358,6 +391,7 @@ class Agent:
             hostname=socket.gethostname(),
             delivery=self.queue.ledgers(),
             custom_probes=self._custom.descriptors(),
+            otlp_stats=self._otlp.stats(),
         )
 
     def uptime(self) -> float:

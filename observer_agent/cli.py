@@ -136,6 +136,19 @@ def status(file: Path | None, watch: bool, interval: float, verbose: bool, every
 
 
 @main.command()
+@click.argument("metric")
+@click.option("--last", type=click.IntRange(min=1), default=3, show_default=True, help="How many, the newest first.")
+@config_option
+@json_option
+@guarded
+def why(file: Path | None, metric: str, last: int, as_json: bool) -> int:
+    """Shows why the status of METRIC (id or title) changed; the agent may run or not. Exit 1 where nothing is kept."""
+    from observer_agent import why
+
+    return _tell(why.report(metric, last, file), as_json)
+
+
+@main.command()
 @click.option("--bundle", type=click.Path(path_type=Path, dir_okay=False), help="Write a redacted .tar.gz (mode 0600).")
 @config_option
 @json_option

@@ -21,7 +21,7 @@ from observer_agent.clock import Clock, iso
 from observer_agent.errors import QueueError
 from observer_agent.job import Job, Stuck
 from observer_agent.logs import Throttle
-from observer_agent.model import Definition, Reading, Sample, Status, Verdict
+from observer_agent.model import Definition, Reading, Sample, Status, Transition, Verdict
 from observer_agent.verdict import judge
 from observer_agent.worker import Thread
 
@@ -36,6 +36,7 @@ WARN = 60.0
 
 Look = Callable[[Definition], Reading]
 Put = Callable[[Sequence[Sample]], object]
+OnTransition = Callable[[Transition], object]
 
 
 class Listener:
@@ -66,6 +67,7 @@ class Collector:
         on_target_fault: Status = Status.NO_DATA,
         grow: Callable[[], bool] = lambda: False,
         listener: Listener | None = None,
+        on_transition: OnTransition = lambda transition: None,
     ) -> None:
         self._look = look
         self._put = put
@@ -73,6 +75,7 @@ class Collector:
         self.on_target_fault = on_target_fault
         self._grow = grow
         self._listener = listener or Listener()
+        self._on_transition = on_transition
         self._leader = threading.Lock()
         self._lock = threading.Lock()
         self._alarm = clock.alarm()
@@ -249,9 +252,14 @@ class Collector:
         reading = self._look_at(job)
         if me not in self._runs:
             return  # given up while it hung
-        job.read_at, job.stamp = self._clock.monotonic(), iso(self._clock.now())
+        now = self._clock.now()
+        job.read_at, job.stamp = self._clock.monotonic(), iso(now)
         before, job.reading = job.reading, reading
-        job.verdict = judge(reading, job.definition.thresholds, self.on_target_fault)
+        status = job.verdict.status if job.verdict else None
+        verdict = job.verdict = judge(reading, job.definition.thresholds, self.on_target_fault)
+        if verdict.status is not status and not job.cancelled:
+            self._on_transition(Transition(job.definition, status, verdict, reading, now, job.past))
+        job.remember(now, reading, verdict)
         job.unused, job.slow = True, reading.duration_ms >= SLOW_MS
         if not job.stuck:
             self._listener.ran(job.definition, reading, late, job.in_time)

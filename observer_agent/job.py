@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from observer_agent.model import Definition, Reading, Status, Verdict
+from observer_agent.model import Definition, Past, Reading, Status, Verdict
 from observer_agent.verdict import Grid, first_delay
 from observer_agent.worker import Thread
 
+PAST = 5  # readings that are remembered
 LATE_SHARE, LATE_MOST = 0.1, 1.0  # of the interval, and in seconds: a run that begins later than this is late
 
 
@@ -54,6 +55,7 @@ class Job:
         self.pushed: Status | None = None
         self.verdict: Verdict | None = None
         self.reading: Reading | None = None
+        self.past: tuple[Past, ...] = ()  # the last readings in short, `reading` among them
         self.read_at = 0.0
         self.stamp = ""
         self.in_time = True  # the last run began early in its slot
@@ -75,6 +77,12 @@ class Job:
         """Whether a forced push alone is due and may use the last reading: young, and not a row already."""
         youth = min(self.definition.interval, self.definition.push_interval) / 2
         return self.unused and not self.poll.is_due(now) and now - self.read_at < youth
+
+    def remember(self, at: float, reading: Reading, verdict: Verdict) -> None:
+        """Keeps the reading that has just been judged."""
+        reason = reading.reason or verdict.reason
+        fresh = Past(at, verdict.status, reading.value, reason, reading.duration_ms)
+        self.past = (*self.past[1 - PAST :], fresh)
 
     def begin(self, now: float) -> int:
         """Enters the slot that a run beginning now serves; returns how many passed before any run could begin."""

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 SLOWEST = 5.0  # for one read or write
 LONGEST = 15.0  # for all of a request
-POLL = 0.25  # how soon the server notices that it shall stop
+POLL = 0.1  # how soon the server notices that it shall stop
 ENDING = 1.0  # for the requests in progress, at a stop
 LINGER, LINGER_MAX = 0.5, 16_777_216  # a body that nobody wants is read away, or it would take the answer with it
 PIECE = 65_536

@@ -95,7 +95,8 @@ class Reading:
     """What one look returned: a value, or none with a reason code.
 
     `duration_ms` and `phases` are milliseconds with three decimals. `address` is the last one that was tried, and
-    `silent` says that nothing came back from it. All but value and reason stay on this machine.
+    `silent` says that nothing came back from it. `evidence` is what `why` shows besides. All but value and reason stay
+    on this machine.
     """
 
     value: float | None
@@ -106,6 +107,7 @@ class Reading:
     detail: Mapping[str, Any] = field(default_factory=dict)
     address: str = ""
     silent: bool = False
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Verdict(NamedTuple):
@@ -114,6 +116,31 @@ class Verdict(NamedTuple):
     status: Status
     value: float
     reason: str | None
+
+
+class Past(NamedTuple):
+    """A reading of a while ago, in short; `at` is seconds since 1970, `reason` also that of a value judged no data."""
+
+    at: float
+    status: Status
+    value: float | None
+    reason: str | None
+    duration_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A metric's status is another than `before`, which is None for the first verdict since the definition was learnt.
+
+    `at` is the end of the probe, seconds since 1970; `past` are the readings before this one, oldest first.
+    """
+
+    definition: Definition
+    before: Status | None
+    verdict: Verdict
+    reading: Reading
+    at: float
+    past: tuple[Past, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +245,7 @@ class Health:
     hostname: str = ""
     delivery: tuple[Ledger, ...] = ()
     custom_probes: tuple[Mapping[str, Any], ...] = ()
+    otlp_stats: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

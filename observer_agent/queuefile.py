@@ -79,7 +79,7 @@ def create(conn: sqlite3.Connection) -> None:
 
 
 @contextmanager
-def transaction(conn: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+def transaction(conn: sqlite3.Connection, what: str = "the queue file") -> Iterator[sqlite3.Connection]:
     """All or nothing; an sqlite3 error comes out as QueueError, a full disk as DiskFull."""
     try:
         conn.execute("BEGIN IMMEDIATE")
@@ -91,14 +91,14 @@ def transaction(conn: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
                 conn.execute("ROLLBACK")
             raise
     except sqlite3.Error as error:
-        raise translated(error) from error
+        raise translated(error, what) from error
 
 
-def translated(error: sqlite3.Error) -> QueueError:
+def translated(error: sqlite3.Error, what: str = "the queue file") -> QueueError:
     """An sqlite3 error by what happens next: wait for room, rebuild the file, or try again."""
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
     kinds = {sqlite3.SQLITE_FULL: DiskFull, sqlite3.SQLITE_CORRUPT: Damaged, sqlite3.SQLITE_NOTADB: Damaged}
-    return kinds.get(code, QueueError)(f"the queue file: {error}")
+    return kinds.get(code, QueueError)(f"{what}: {error}")
 
 
 def checksum(row_id: int, data: bytes) -> int:

@@ -27,6 +27,7 @@ class SelfMetrics:
         self.probes_late = counter("probes_late", "Runs that began late in their slot.", "source_type")
         self.probes_missed = counter("probes_missed", "Turns that passed while nothing ran at all.", "source_type")
         self.probe_lateness = gauge("probe_lateness_seconds", "How late the last probe began.", "source_type")
+        self.evidence_dropped = counter("evidence_dropped", "Changes of status of which nothing is kept.", "reason")
         self.requests = counter("requests", "Requests to the cloud by endpoint and HTTP status.", "endpoint", "status")
         self.worker_restarts = counter("worker_restarts", "Workers that crashed or hung and were replaced.", "worker")
         self.queue_depth = gauge("queue_depth", "Samples that wait in the queue.")
@@ -39,6 +40,11 @@ class SelfMetrics:
         self.last_heartbeat = gauge(
             "last_heartbeat_timestamp_seconds", "When the cloud last took a heartbeat; 0 before that."
         )
+        self.relay_depth = gauge("relay_depth", "Pings of jobs that wait for the cloud.")
+        self.relay_queued = counter("relay_pings_queued", "Pings that were taken and acknowledged.")
+        self.relay_accepted = counter("relay_pings_accepted", "Pings that the cloud accepted.")
+        self.relay_lost = counter("relay_pings_lost", "Acknowledged pings that will never arrive, by reason.", "reason")
+        self.relay_refused = counter("relay_requests_refused", "Requests to the relay that were not taken.", "reason")
         gauge("threads", "Threads of the process.").set_function(threading.active_count)
         ProcessCollector(registry=self.registry)
         self._gauge("build_info", "1, with the version as label.", "version").labels(version).set(1)

@@ -17,7 +17,7 @@ DEFINITIONS_MAX = 50
 def table(facts: Mapping[str, Any]) -> str:
     """One `name  value` line for each fact."""
     width = max((len(name) for name in facts), default=0)
-    return "\n".join(f"{name:<{width}}  {_plain(value)}" for name, value in facts.items())
+    return "\n".join(f"{name:<{width}}  {plain(value)}" for name, value in facts.items())
 
 
 def check(report: Mapping[str, Any]) -> str:
@@ -41,7 +41,7 @@ def probe(result: Mapping[str, Any]) -> str:
     verdict = f"  [{result['status']}]" if result["status"] else ""
     lines = [f"{result['source_type']}: {head}{verdict}", f"  took {result['duration_ms']:.3f} ms"]
     lines += [f"  {name:<12}{ms:10.3f} ms" for name, ms in result["phases"].items()]
-    lines += [f"  {name}: {_plain(value)}" for name, value in result["detail"].items()]
+    lines += [f"  {name}: {plain(value)}" for name, value in result["detail"].items()]
     return "\n".join(lines)
 
 
@@ -49,7 +49,7 @@ def custom_probes(found: Mapping[str, Any]) -> str:
     """The custom probes, a line each, then what is refused."""
     listed = [f"{each['name']}  {each.get('description', '')}".rstrip() for each in found["probes"]]
     refused = [f"refused: {each['origin']}: {each['problem']}" for each in found["refused"]]
-    return _clean("\n".join(listed + refused) or f"no custom probes in {found['directory']} or in installed packages")
+    return clean("\n".join(listed + refused) or f"no custom probes in {found['directory']} or in installed packages")
 
 
 def status(state: Mapping[str, Any], *, verbose: bool = False, everything: bool = False, width: int = 80) -> str:
@@ -63,7 +63,7 @@ def status(state: Mapping[str, Any], *, verbose: bool = False, everything: bool 
         f"heartbeat {_ago(cloud['last_heartbeat_at'], now)}",
         "queue": f"{queue['depth']:,} of {queue['capacity']:,} wait, the oldest for {oldest}",
         "delivered": f"{queue['accepted']:,} of {queue['given']:,}",
-        "lost": _plain(state["losses"]) or "nothing",
+        "lost": plain(state["losses"]) or "nothing",
     }
     if cloud["definitions_problem"]:
         facts["definitions"] = cloud["definitions_problem"]
@@ -72,7 +72,7 @@ def status(state: Mapping[str, Any], *, verbose: bool = False, everything: bool 
     workers = [_worker(each) for each in state["workers"]]
     facts["workers"] = "; ".join(filter(None, workers)) or f"all {len(workers)} well"
     return "\n".join(
-        [_clean(state["summary"]), "", _clean(table(facts)), *_definitions(state, verbose, everything, width)]
+        [clean(state["summary"]), "", clean(table(facts)), *_definitions(state, verbose, everything, width)]
     )
 
 
@@ -115,14 +115,14 @@ def _badness(each: Mapping[str, Any]) -> int:
 
 def _definition(each: Mapping[str, Any], now: str, verbose: bool, width: int) -> list[str]:
     status = each["status"]
-    mark, name = MARKS.get(status or "", "-"), _clean(each["title"] or each["id"])
+    mark, name = MARKS.get(status or "", "-"), clean(each["title"] or each["id"])
     why = " ".join(str(part) for part in (each["reason"], each["fault"] and f"({each['fault']})") if part)
     said = f"{each['value']:.10g}" if each["value"] is not None else why
     word = status.replace("_", " ") if status else "not yet"
     head = f"{mark:<3}{_fit(name, max(20, width - 48))} {_fit(each['source_type'], 11)} {word:<10}"
     lines = [f"{head} {said}".rstrip()]
     if each["problem"]:
-        lines.append(f"   {_clean(each['problem'])}")
+        lines.append(f"   {clean(each['problem'])}")
     if verbose:
         lines += [f"   {line}" for line in _facts(each, now)]
     return lines
@@ -134,7 +134,7 @@ def _facts(each: Mapping[str, Any], now: str) -> list[str]:
     lines = [f"last run {_ago(each['last_run_at'], now)}{took}; next in {span(ceil(each['next_run_in_seconds']))}"]
     if each["phases"]:
         lines.append(", ".join(f"{name} {ms:.1f} ms" for name, ms in each["phases"].items()))
-    return lines + [_clean(f"{name}: {value}") for name, value in each["detail"].items()]
+    return lines + [clean(f"{name}: {value}") for name, value in each["detail"].items()]
 
 
 def _ago(moment: str | None, now: str) -> str:
@@ -142,7 +142,7 @@ def _ago(moment: str | None, now: str) -> str:
     return f"{span(max(0, int(seconds)))} ago" if moment else "never"
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """A text from outside may not steer the terminal: no escapes, no marks that turn the line around."""
     return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
@@ -158,7 +158,8 @@ def _fit(text: str, width: int) -> str:
     return out + " " * (width - used)
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
+    """A value as a person reads it: a map as `name value, name value`."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_plain(each)}" for name, each in value.items())
+        return ", ".join(f"{name} {plain(each)}" for name, each in value.items())
     return "" if value is None else str(value)

@@ -12,8 +12,9 @@ from payload import BuildError, Library
 MAINTAINER = "Observer agent maintainers <packages@use.observer>"
 # In /usr/share/common-licenses of every Debian, and how each text is known.
 COMMON = {"Apache-2.0": "TERMS AND CONDITIONS FOR USE, REPRODUCTION", "MPL-2.0": "Mozilla Public License, v. 2.0"}
-BY_HAND = {"persist-queue": "BSD-3-Clause"}  # says only "BSD"; its text has the three clauses
-KNOWN = {"Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "MPL-2.0", "PSF-2.0"}
+# What the metadata says in words of its own, after reading the text.
+BY_HAND = {"persist-queue": "BSD-3-Clause", "pg8000": "BSD-3-Clause", "hyperframe": "MIT"}
+KNOWN = {"Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "MIT-0", "MPL-2.0", "PSF-2.0"}
 
 
 def licence(library: Library) -> str:

@@ -20,6 +20,7 @@ class LocalCloud(ThreadingHTTPServer):
         self.beats: list[dict] = []
         self.rows: list[dict] = []
         self.lines: list[dict] = []
+        self.pings: list[dict] = []
         self.changed = threading.Condition()
         self._thread = threading.Thread(target=self.serve_forever, daemon=True)
         self._thread.start()
@@ -54,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not cloud.failing:
             with cloud.changed:
                 kind = self.path.rpartition("/")[2]
-                {"heartbeat": cloud.beats, "log": cloud.lines}.get(kind, cloud.rows).extend(
+                {"heartbeat": cloud.beats, "heartbeat-relay": cloud.pings, "log": cloud.lines}.get(kind, cloud.rows).extend(
                     body if isinstance(body, list) else [body]
                 )
                 cloud.changed.notify_all()

@@ -298,7 +298,13 @@ def _events(hub: TestHub) -> None:
         for n, (kind, before, data, about, key) in enumerate(told)
     ]
     put(hub, schema.events, rows)
-    hook = {"id": "h" * 36, "name": "on-call", "url": "https://hooks.example/observer", "secret": "s", "active": True}
+    hook = {
+        "id": "h" * 36,
+        "name": "on-call",
+        "url": "https://hooks.example/observer",
+        "secret": "s" * 20,
+        "active": True,
+    }
     put(
         hub,
         schema.webhooks,
@@ -350,6 +356,11 @@ def _rest(hub: TestHub) -> None:
         ],
     }
     put(hub, schema.objects, [{"kind": "page", "key": "shop", "body": json.dumps(page)}])
+    put(hub, schema.objects, [{"kind": "service", "key": key, "body": json.dumps(body)} for key, body in _services()])
+    described = {
+        "description": "What a visitor sees first: the start page, from the time it is asked for to its last byte."
+    }
+    put(hub, schema.objects, [{"kind": "metric", "key": "shop", "body": json.dumps(described)}])
     put(
         hub,
         schema.audit,
@@ -364,3 +375,20 @@ def _rest(hub: TestHub) -> None:
             },
         ],
     )
+
+
+def _services() -> list[tuple[str, dict[str, Any]]]:
+    def slo(key: str, name: str, metric: str, target: float, days: int) -> dict[str, Any]:
+        return {"key": key, "name": name, "metric": metric, "target_pct": target, "window_days": days}
+
+    shop = [
+        slo("answers", "The shop answers", "shop", 99.9, 30),
+        slo("checkout", "Customers can pay", "checkout", 99.5, 30),
+        slo("certificate", "The certificate is good", "certificate", 100, 90),
+    ]
+    behind = [slo("disk", "There is room for backups", "disk", 99.9, 30), slo("mail", "Mail goes out", "mail", 99, 7)]
+    return [
+        ("shop", {"key": "shop", "name": "Shop", "description": "What customers see.", "slos": shop}),
+        ("behind", {"key": "behind", "name": "Behind the shop", "slos": behind}),
+        ("orders", {"key": "orders", "name": "Orders", "slos": []}),
+    ]

@@ -56,6 +56,11 @@ class Server:
         """Stops it; `immediate` is as if the power were cut."""
         self._run("pg_ctl", "-D", str(self._data), "-m", mode, "-w", "stop")
 
+    @property
+    def pid(self) -> int:
+        """The process of the server; those of its connections are its children."""
+        return int((self._data / "postmaster.pid").read_text().splitlines()[0])
+
     def remove(self) -> None:
         """Stops it and takes everything away."""
         self.stop("immediate")
@@ -73,7 +78,7 @@ class Server:
 @contextmanager
 def started() -> Iterator[Server]:
     """A server while the block runs; skips the test where there is none to start."""
-    server = Server(_programs())
+    server = Server(programs())
     server.start()
     try:
         yield server
@@ -113,7 +118,8 @@ def drop_database(url: str) -> None:
         conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def _programs() -> Path:
+def programs() -> Path:
+    """Where the server's programs are; skips the test where they are not."""
     places = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: int(p.parent.name), reverse=True)
     on_path = shutil.which("initdb")
     for place in [*places, *([Path(on_path).parent] if on_path else [])]:

@@ -19,7 +19,7 @@ from tests.wire_hub import STARTED, TestHub, memory_hub, row
 
 TOKEN = "token-of-the-operator"
 READ = ["/api/v1/agents", "/api/v1/metrics", "/api/v1/metrics/m/pushes", "/"]
-ENDPOINTS = ["receiver", "receiver/batch", "heartbeat", "log"]
+ENDPOINTS = ["receiver", "receiver/batch", "heartbeat", "heartbeat-relay", "log"]
 
 
 @pytest.fixture(scope="module")

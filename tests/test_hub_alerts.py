@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import insert, select
 
 from observer_agent.hub import schema
+from tests.fakes import FakeClock
 from tests.wire_hub import STARTED, TestHub, memory_hub, row
 
 OLDER = "2026-05-09T11:00:00.000Z"
@@ -33,7 +34,7 @@ def told(hub: TestHub) -> list[tuple[str, str]]:
 
 def tick(hub: TestHub, seconds: float) -> int:
     hub.clock.advance(seconds)
-    return hub.store.judge.tick(hub.database, hub.clock.now())
+    return hub.store.judge.tick(hub.database, hub.clock)
 
 
 def test_lag_opens_and_clears_with_its_facts(hub: TestHub) -> None:
@@ -90,6 +91,33 @@ def test_uptime_is_judged_after_an_hour_and_clears_at_95_percent(hub: TestHub) -
     assert told(hub)[-1] == ("uptime_degraded", "cleared")
     kinds = [state for kind, state in told(hub) if kind == "uptime_degraded"]
     assert kinds == ["open", "cleared"]
+
+
+@pytest.mark.parametrize("behind", [0.5, 20.0])
+def test_a_hub_whose_clock_is_behind_takes_nothing_back(hub: TestHub, behind: float) -> None:
+    """Two hubs tick in turn; each silence and each double is one episode all the same."""
+    other = FakeClock(hub.clock.now() - behind)
+
+    def both(seconds: float) -> None:
+        for _ in range(3):
+            hub.store.judge.tick(hub.database, hub.clock)
+            hub.store.judge.tick(hub.database, other)
+        hub.clock.advance(seconds)
+        other.advance(seconds)
+
+    beat(hub)
+    hub.push([row()], "1", OLDER)
+    for _ in range(20):
+        both(5)
+    for _ in range(18):
+        beat(hub)
+        both(30)
+    assert told(hub) == [
+        ("duplicate_key", "open"),
+        ("offline", "open"),
+        ("offline", "cleared"),
+        ("duplicate_key", "cleared"),
+    ]
 
 
 def test_what_is_open_survives_a_new_process(hub: TestHub, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import delete, update
 
 from observer_agent.hub import schema
+from observer_agent.hub.console.words import straight
 from tests.hub_scene import HOSTILE, latest_row, many, metric_row, put, scene
 from tests.test_hub_console import LISTS, detail_pages, hostile
 from tests.test_page import CHROMIUM, DRIVER, FLAGS, addresses, complaints, contrast, press, run, shape, text, until
@@ -71,6 +72,7 @@ def url(hub: TestHub) -> Iterator[str]:
 
 
 pytestmark = pytest.mark.slow
+OTHERS = ("/console/service?key=shop", f"/console/webhook?id={'h' * 36}", "/status/shop")
 
 
 def titles(browser: Any) -> list[str]:
@@ -112,7 +114,7 @@ def load(browser: Any, where: str) -> tuple[float, float]:
 
 def test_every_page_draws_without_a_complaint_and_asks_nobody_else(browser: Any, hub: TestHub, url: str) -> None:
     scene(hub)
-    for path in (*LISTS, *detail_pages(hub)[:8], "/status/shop"):
+    for path in (*LISTS, *detail_pages(hub)[:8], *OTHERS):
         browser.get(url + path)
         assert complaints(browser) == [], path
         assert run(browser, "document.documentElement.scrollWidth <= window.innerWidth"), path
@@ -129,9 +131,9 @@ def test_hostile_names_stay_text(browser: Any, hub: TestHub, url: str) -> None:
         )
         assert run(browser, "document.querySelectorAll('h1').length") == 1, path
     browser.get(f"{url}/console/metrics")
-    assert sorted(titles(browser)) == sorted(HOSTILE)
+    assert sorted(titles(browser)) == sorted(straight(each) for each in HOSTILE)
     fresh(browser)
-    assert sorted(titles(browser)) == sorted(HOSTILE)
+    assert sorted(titles(browser)) == sorted(straight(each) for each in HOSTILE)
     assert not run(browser, "window.harmed") and complaints(browser) == []
 
 
@@ -142,12 +144,21 @@ def test_the_policy_stops_a_script_that_gets_into_the_page(browser: Any, url: st
     assert not run(browser, "window.harmed")
 
 
-@pytest.mark.parametrize("width", [360, 768, 1024])
+@pytest.mark.parametrize("width", [360, 400, 768, 1024])
 def test_it_fits_a_narrow_screen(browser: Any, hub: TestHub, url: str, width: int) -> None:
     scene(hub)
     put(hub, schema.metrics, [metric_row(n, name) for n, name in enumerate(HOSTILE)])
     shape(browser, width, "light")
-    for path in (*LISTS, *detail_pages(hub), "/status/shop", "/nothing"):
+    for path in (*LISTS, *detail_pages(hub), *OTHERS, "/nothing"):
+        browser.get(url + path)
+        assert run(browser, "document.documentElement.scrollWidth") <= width, path
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_hostile_names_fit_too(browser: Any, hub: TestHub, url: str, width: int) -> None:
+    hostile(hub)
+    shape(browser, width, "dark")
+    for path in (*LISTS, *detail_pages(hub), "/status/hostile"):
         browser.get(url + path)
         assert run(browser, "document.documentElement.scrollWidth") <= width, path
 
@@ -231,7 +242,7 @@ def test_it_works_without_a_script(browser: Any, hub: TestHub, url: str) -> None
     assert [each.text for each in browser.find_elements(By.CSS_SELECTOR, ".metrics tbody th")] == ["Search index"]
     browser.get(f"{url}/console/keys")
     browser.find_element(By.ID, "name").send_keys("by-hand")
-    browser.find_element(By.CSS_SELECTOR, ".bar button").click()
+    browser.find_element(By.XPATH, "//button[text()='Create key']").click()
     assert browser.find_element(By.CLASS_NAME, "key").text.startswith("obs_live_")
     assert not browser.find_element(By.ID, "themes").is_displayed()
 
@@ -240,16 +251,39 @@ def test_by_keyboard(browser: Any, hub: TestHub, url: str) -> None:
     scene(hub)
     browser.get(f"{url}/console/metrics")
     order = []
-    for _ in range(14):
+    for _ in range(15):
         press(browser, "TAB")
         order.append(run(browser, "(e => e.id || e.className || e.textContent)(document.activeElement)"))
-    pages = ["Overview", "Agents", "Metrics", "Events", "Webhooks", "Keys", "Audit log"]
+    pages = ["Overview", "Agents", "Metrics", "Services", "Events", "Webhooks", "Keys", "Audit log"]
     assert order == ["skip", "brand", *pages, "theme", "text", "status", "agent", "Disk of the backup host"]
     assert run(browser, "getComputedStyle(document.activeElement).outlineStyle") == "solid"
     browser.get(f"{url}/console/metrics")
     press(browser, "TAB")
     press(browser, "ENTER")
     assert run(browser, "document.activeElement.id") == "main"
+
+
+def test_a_webhook_is_changed_and_deleted_by_hand(browser: Any, hub: TestHub, url: str) -> None:
+    from selenium.webdriver.common.by import By
+
+    scene(hub)
+    browser.get(f"{url}/console/webhooks")
+    browser.find_element(By.LINK_TEXT, "on-call").click()
+    until(lambda: "/console/webhook?" in browser.current_url)
+    assert not browser.find_element(By.ID, "name").is_displayed()
+    for wanted in ("change", "delete"):
+        browser.find_element(By.CSS_SELECTOR, f"#{wanted} summary").click()
+    name = browser.find_element(By.ID, "name")
+    name.clear()
+    name.send_keys("pager")
+    fresh(browser)
+    assert name.get_attribute("value") == "pager", "what is being filled in is not taken away by what is kept fresh"
+    leave_by(browser, By.XPATH, "//button[text()='Save']")
+    assert text(browser, "h1") == "Webhook pager" and "is changed" in text(browser, ".said")
+    browser.find_element(By.CSS_SELECTOR, "#delete summary").click()
+    leave_by(browser, By.CSS_SELECTOR, "#delete button")
+    assert "is deleted" in text(browser, ".said") and "No webhooks yet" in text(browser, "#live")
+    assert complaints(browser) == []
 
 
 def test_the_theme_follows_the_system_until_one_is_chosen(browser: Any, url: str) -> None:
@@ -268,7 +302,7 @@ def test_the_theme_follows_the_system_until_one_is_chosen(browser: Any, url: str
 def test_what_a_screen_reader_needs(browser: Any, hub: TestHub, url: str) -> None:
     scene(hub)
     put(hub, schema.latest, [latest_row(hub, metric_row(1000, "")["id"], "00000006-0000-4000-8000-000000000000")])
-    for path in (*LISTS, *detail_pages(hub)[:9], "/status/shop"):
+    for path in (*LISTS, *detail_pages(hub)[:9], *OTHERS):
         browser.get(url + path)
         check_for_screen_readers(browser, path)
     assert complaints(browser) == []
@@ -377,6 +411,7 @@ def test_screenshots(browser: Any, hub: TestHub, url: str) -> None:
         "agent": f"/console/agent?id={agent}",
         "metrics": "/console/metrics",
         "metric": f"/console/metric?id={metric}&range=7d",
+        "services": "/console/services",
         "status": "/status/shop",
     }
     for name, path in pages.items():

@@ -26,6 +26,7 @@ from observer_agent.hub.apply import SOURCE_TYPES, Options, Outcome, apply, chec
 from observer_agent.hub.difference import Difference, Field, differing
 from observer_agent.hub.follow import Follower
 from observer_agent.hub.form import METRIC, held, metric_form, period, to_text
+from observer_agent.hub.references import within
 from observer_agent.probes import SOURCES
 from tests.site import Site, metric
 from tests.wire_hub import HubProcess, TestHub, memory_hub, row
@@ -290,6 +291,28 @@ def test_the_example_has_every_kind_and_is_accepted(hub: TestHub) -> None:
     noted = {each.text.split("'")[1] for each in outcome.remarks if "is not evaluated" in each.text}
     assert noted == {m.key for m in found.metrics if m.wire["source_type"] not in (*SOURCES, "manual")}
     assert len(outcome.difference.created) == 20
+    assert all(each.line and each.severity != "error" for each in outcome.remarks)
+
+
+def test_what_nobody_looks_at_is_noted_with_its_objectives(hub: TestHub) -> None:
+    """In the example, whatever this version's agents evaluate; and for a metric that nobody ever looks at."""
+    found = read(EXAMPLE.read_text(), "observer.yaml", check)
+    types = {each.key: each.wire["source_type"] for each in found.metrics}
+    unwatched = {
+        slo["key"] for item in found.services for slo in item.body["slos"] if types[slo["metric"]] not in SOURCES
+    }
+    noted = {each.text.split("'")[3] for each in put(hub, EXAMPLE.read_text()).remarks if "stored and not" in each.text}
+    assert noted == unwatched
+    text = f"{HEAD}metrics:\n- {{key: port, source_type: manual}}\n{SHOP}"
+    (note,) = put(hub, text).remarks
+    assert note == (
+        "note",
+        "0.yaml",
+        7,
+        "service 'shop': slo 'fast' is stored and not evaluated: its metric 'port' is manual: no agent looks at it",
+    )
+    assert put(hub, f"{HEAD}{SHOP}").remarks[0].text == note.text, "the hub knows what the document does not say"
+    assert within(read(text, "0.yaml", check)).remarks == (note,)
 
 
 def test_an_export_applied_changes_nothing(hub: TestHub) -> None:

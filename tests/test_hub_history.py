@@ -69,7 +69,7 @@ def test_values_are_told_as_mean_and_bounds(hub: TestHub) -> None:
         "low": 1.0,
         "high": 4.0,
     }
-    assert History(hub.database, hub.clock).sparkline("m", AGENT) == [(MIDNIGHT, 2.5)]
+    assert History(hub.database, hub.clock).sparklines(["m"]) == {("m", AGENT): [(MIDNIGHT, 2.5)]}
 
 
 def test_a_status_is_carried_on_as_long_as_its_patience_and_then_unknown(hub: TestHub) -> None:

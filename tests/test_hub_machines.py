@@ -17,6 +17,7 @@ from observer_agent.hub.machines import (
     duplicate_key,
     lag,
     offline,
+    opened,
     unpack,
     uptime,
 )
@@ -54,24 +55,24 @@ def test_a_relapse_starts_the_sixty_seconds_again_without_an_event(depth, age):
     assert change(state, lag(state, 0, 0, T + 150)) is Change.CLEARED
 
 
-def test_offline_opens_after_three_intervals_and_the_next_heartbeat_clears_it():
+def test_offline_opens_after_three_intervals_and_time_does_not_clear_it():
     assert offline(QUIET, None, T) == QUIET, "never heard is not offline"
     assert offline(QUIET, T, T + 89.9) == QUIET
     state = offline(QUIET, T, T + 90)
     assert state == Alert(T + 90)
     assert offline(state, T, T + 1000) == state
-    assert offline(state, T + 1000, T + 1000) == QUIET
+    assert offline(state, T, T + 89.9) == state, "a clock that is behind takes nothing back"
     assert offline(QUIET, T, T + 29, after=30) == QUIET
     assert offline(QUIET, T, T + 30, after=30).is_open
 
 
 def test_duplicate_key_clears_ten_minutes_after_the_last_sign():
-    state = duplicate_key(QUIET, T, T)
-    assert state == Alert(T)
+    state = opened(QUIET, T)
+    assert state == Alert(T) == opened(state, T + 1)
     assert duplicate_key(state, T + 300, T + 899.9) == state
     assert duplicate_key(state, T + 300, T + 900) == QUIET
     assert duplicate_key(QUIET, None, T) == QUIET
-    assert duplicate_key(QUIET, T - 600, T) == QUIET
+    assert duplicate_key(QUIET, T, T + 599) == QUIET, "a clock that is behind opens nothing"
 
 
 def beats(*runs, start=T):
@@ -157,8 +158,8 @@ def test_open_and_cleared_alternate_and_nothing_else_makes_an_event(found, jump)
         fresh = [
             lag(states[0], depth, age, now) if heard else states[0],
             uptime(states[1], minutes, now),
-            offline(states[2], last, now),
-            duplicate_key(states[3], seen, now),
+            QUIET if heard else offline(states[2], last, now),
+            opened(states[3], now) if seen == now else duplicate_key(states[3], seen, now),
         ]
         for events, before, after in zip(told, states, fresh, strict=True):
             event = change(before, after)

@@ -29,6 +29,7 @@ BODIES: dict[str, Any] = {
     "push": row(5),
     "push_batch": [row(6), row(7, status="splendid")],
     "beat": golden("heartbeat-full")["request"]["body"],
+    "relay": golden("relay-not-found")["request"]["body"],
     "log": golden("log-line")["request"]["body"],
     "apply": {"apiVersion": "observer/v1", "metrics": [METRIC]},
     "create_webhook": HOOK,

@@ -50,13 +50,16 @@ def database(url: str) -> Iterator[Database]:
         yield found
 
 
-def test_the_suite_of_the_hub_passes_here_too(postgres: Server) -> None:
-    files = sorted(str(f) for f in (ROOT / "tests").glob("test_hub_*.py") if f.name != Path(__file__).name)
-    words = ["-X", "dev", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow and not prove", *files]
-    done = subprocess.run(
-        [sys.executable, *words], env={**os.environ, NAMED: postgres.url}, cwd=ROOT, capture_output=True, text=True
-    )
+@pytest.mark.parametrize(
+    ("names", "marks"), [("test_hub_*.py", "not slow and not prove"), ("test_hub_openapi.py", "slow")]
+)
+def test_the_suite_of_the_hub_passes_here_too(names: str, marks: str, postgres: Server) -> None:
+    files = sorted(str(f) for f in (ROOT / "tests").glob(names) if f.name != Path(__file__).name)
+    words = ["-X", "dev", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marks, *files]
+    env = {**os.environ, NAMED: postgres.url, "SLOW": "1"}
+    done = subprocess.run([sys.executable, *words], env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:]
+    assert "passed" in done.stdout
 
 
 # -- the schema
@@ -207,7 +210,7 @@ def test_episodes_open_once_and_clear_once_whoever_looks(url: str) -> None:
                 assert app.test_client().post("/api/agent/heartbeat", json=body, headers=head).status_code == 200
 
         def everywhere(*jobs: Any) -> None:
-            ticks = [lambda store=store: store.judge.tick(store.database, clock.now()) for store in hubs] * 2
+            ticks = [lambda store=store: store.judge.tick(store.database, clock) for store in hubs] * 2
             for done in [pool.submit(job) for job in (*jobs, *ticks)]:
                 done.result(60)
 
@@ -219,15 +222,14 @@ def test_episodes_open_once_and_clear_once_whoever_looks(url: str) -> None:
         clock.advance(90)
         everywhere()
         everywhere(*[lambda n=n: beat(n) for n in range(10)])
-        clock.advance(600)
-        everywhere(*[lambda n=n: beat(n) for n in range(10)])
+        for _ in range(10):
+            clock.advance(60)
+            everywhere(*[lambda n=n: beat(n) for n in range(10)])
         events = apps[0].test_client().get("/api/v1/events?limit=1000").json["events"]
     told = Counter((e["data"]["agent_name"], e["event_type"], e["data"]["state"]) for e in events)
     for name in (f"agent-{n}" for n in range(10)):
-        for kind in ("agent.lag_high", "agent.duplicate_key"):
+        for kind in ("agent.lag_high", "agent.duplicate_key", "agent.offline"):
             assert [told[name, kind, state] for state in ("open", "cleared")] == [1, 1], (name, kind)
-        opened = told[name, "agent.offline", "open"]
-        assert opened in (1, 2) and told[name, "agent.offline", "cleared"] == opened, told
 
 
 def test_definitions_change_for_every_process(url: str) -> None:
@@ -305,30 +307,6 @@ def stored(database: Database) -> Counter[tuple[str, int]]:
         return Counter({(queue, row_id): n for queue, row_id, n in conn.execute(query)})
 
 
-def test_three_processes_store_every_row_of_fifty_agents_once(url: str, database: Database, tmp_path: Path) -> None:
-    store = Store(database, FakeClock(GOLDEN_NOW))
-    keys = [store.create_key(f"agent-{n}") for n in range(50)]
-    hubs = []
-    for n in range(3):
-        (tmp_path / str(n)).mkdir()
-        hubs.append(HubProcess(tmp_path / str(n), DATABASE_URL=url))
-    for hub in hubs:
-        hub.start()
-    agents = [Agent(key, [hub.port for hub in hubs], n) for n, key in enumerate(keys)]
-    with ThreadPoolExecutor(25) as pool:
-        sent = list(pool.map(lambda agent: agent.run(200), agents))
-    assert [hub.end() for hub in hubs] == [0, 0, 0]
-    found = stored(database)
-    assert found == each_once(agents, sent)
-    assert set().union(*(agent.answers for agent in agents)) == {200, 409}
-    with database.read() as conn:
-        kinds = Counter(conn.scalars(select(schema.events.c.event_type).where(schema.events.c.agent_id.is_not(None))))
-        totals = conn.execute(select(func.sum(schema.agents.c.taken), func.sum(schema.agents.c.restarts))).one()
-    fenced = sum(agent.answers[409] > 0 for agent in agents)
-    assert kinds["agent.duplicate_key"] == fenced > 0, "one open for each agent that had a double"
-    assert totals[0] == sum(sent) and totals[1] > 0
-
-
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_server_that_restarts_in_the_middle_of_pushes_loses_and_doubles_nothing(tmp_path: Path, mode: str) -> None:
     with started() as server, ExitStack() as ending:
@@ -353,8 +331,7 @@ def test_a_server_that_restarts_in_the_middle_of_pushes_loses_and_doubles_nothin
     assert found == each_once(agents, sent)
     answered = sum((agent.answers for agent in agents), Counter[int]())
     assert answered[503] > 0 and set(answered) <= {200, 409, 503}, answered
-    # A worker beside the server may have met the absence and says so; no request has ended in a fault.
-    assert "Exception on" not in hub.log()
+    assert "Traceback" not in hub.log() and "The database refused" in hub.log()
 
 
 def test_gunicorn_serves_with_several_processes(url: str, tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+import requests
 from sqlalchemy import insert
 
 from observer_agent.hub import schema, store
-from tests.wire_hub import QUEUE, STARTED, TestHub, define, golden, memory_hub, row
+from tests.wire_hub import QUEUE, STARTED, TestHub, define, golden, memory_hub, row, served
 
 AGENT_FIELDS = set(
     "id name state version agent_started_at last_heartbeat_at uptime_seconds restarts queue_depth "
@@ -147,6 +149,31 @@ def test_a_bad_limit_is_400(hub: TestHub, limit: str) -> None:
 def test_a_metric_that_is_not_there_is_404(hub: TestHub) -> None:
     answer = hub.client().get("/api/v1/metrics/nothing/pushes")
     assert (answer.status_code, answer.json["error"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("metric_id", ["/", "/abc", "a//b", "//", "m/pushes", "ä /?#%2F;x"])
+def test_any_metric_has_its_address(metric_id: str, hub: TestHub) -> None:
+    """Ids are opaque: with slashes in any place the percent-encoded address leads to them, and to no other."""
+    assert hub.push([row(1, metric_id=metric_id), row(2, metric_id=f"x{metric_id}")]).status_code == 200
+    with served(hub.app) as url:
+        for what, key in (("pushes", "pushes"), ("history?step=raw&from=0", "rows"), ("uptime", "up")):
+            there = f"{url}/api/v1/metrics/{quote(metric_id, safe='')}/{what}"
+            answer = requests.get(there, timeout=5, allow_redirects=False)
+            assert answer.status_code == 200, answer.text
+            assert key in answer.json()
+            if what == "pushes":
+                assert [each["value"] for each in answer.json()[key]] == [1]
+
+
+def test_an_agents_name_may_begin_with_a_slash(hub: TestHub) -> None:
+    hub.store.create_key("/srv/one")
+    answer = hub.client().post("/api/v1/keys/%2Fsrv%2Fone/rotate", json={})
+    assert answer.status_code == 201, answer.text
+
+
+def test_two_slashes_are_nothing_else_in_disguise(hub: TestHub) -> None:
+    answer = hub.client().get("/api/v1//agents")
+    assert (answer.status_code, answer.mimetype) == (404, "application/json")
 
 
 def test_unknown_metrics_are_listed_as_unmanaged_until_defined(hub: TestHub) -> None:

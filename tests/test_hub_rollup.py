@@ -258,6 +258,26 @@ def test_what_is_old_is_forgotten_in_bites_and_never_before_it_was_rolled(hub: T
     assert min(kept(hub), default=now) >= now - 2 * DAY - 600
 
 
+def test_an_event_that_is_forgotten_takes_what_was_to_be_told_of_it_along(hub: TestHub) -> None:
+    now = hub.clock.now()
+    with hub.database.write() as conn:
+        for n, days in enumerate((5, 4, 0)):
+            event = {"event_type": "x", "data": "{}", "event_id": f"e{n}", "occurred_at": now - days * DAY}
+            conn.execute(insert(schema.events), event)
+            entry = {"event_id": f"e{n}", "created_at": now, "next_at": now}
+            # One that was sent, and one of a webhook that was switched off: nobody ends it.
+            for state, webhook in (("delivered", "a"), ("pending", "b")):
+                conn.execute(insert(schema.outbox), {**entry, "state": state, "webhook_id": webhook})
+        attempt = {"at": now, "status": 503, "duration_ms": 1.0}
+        conn.execute(insert(schema.attempts), [{**attempt, "outbox_id": each} for each in (1, 1, 2, 5, 6)])
+    assert forget(hub.database, Keep(events=DAY), now, rolled=0) == 2
+    with hub.database.read() as conn:
+        assert conn.scalars(select(schema.events.c.event_id)).all() == ["e2"]
+        assert conn.scalars(select(schema.outbox.c.event_id)).all() == ["e2", "e2"]
+        assert sorted(conn.scalars(select(schema.attempts.c.outbox_id))) == [5, 6]
+    assert forget(hub.database, Keep(events=DAY), now, rolled=0) == 0
+
+
 def test_rows_that_were_not_rolled_up_stay_however_old(hub: TestHub) -> None:
     now = hub.clock.now()
     put(hub, [(int(now) - 9 * DAY + n, "healthy", 1.0) for n in range(10)], now - 9 * DAY)

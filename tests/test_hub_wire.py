@@ -12,7 +12,7 @@ from tests.wire_hub import define as put_definitions
 from tests.wire_hub import golden, golden_names, memory_hub, send, served
 
 OURS = [name for name in golden_names() if golden(name)["hub"]]
-ENDPOINTS = {"metrics-definitions", "receiver", "receiver/batch", "heartbeat", "log"}
+ENDPOINTS = {"metrics-definitions", "receiver", "receiver/batch", "heartbeat", "heartbeat-relay", "log"}
 
 
 def matches(expected: object, found: object) -> bool:

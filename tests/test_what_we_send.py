@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -69,7 +71,7 @@ def endpoint_of(request):
 def test_the_tables_are_read():
     assert len(HEADERS) == 5 and len(OF_HTTP) == 4
     assert len(ENDPOINTS) == 6 and len(ENDPOINTS["POST /api/agent/heartbeat"]) > 15
-    assert set(ENDPOINTS) - set(SENT) == {"POST /api/agent/heartbeat-relay"}
+    assert set(ENDPOINTS) == set(SENT)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -105,6 +107,7 @@ SECRETS = {
 }
 CANARIES = [*filter(None, SECRETS.values()), "canary_query", "canary-path", "canary-title", "canary-answer"]
 CANARIES += ["canary-custom"]
+TOKEN = "k3yOfANightlyBackup0001"
 CUSTOM = """
 from observer_agent.probes.custom import CustomProbe
 
@@ -203,6 +206,7 @@ def test_a_real_agent_sends_this_and_nothing_else(cloud, tmp_path):
             definition(5, "nonsense", {"url": "http://canary-path.example/"}),
             definition(6, "custom", {"probe_name": "ours"}),
             definition(7, "custom", {"probe_name": "ours", "probe_config": {"fails": True}}),
+            definition(8, "otlp", {"metric_name": "canary_query", "attribute_filters": {"a": "canary-path"}}),
         ]
         talked = run_agent(cloud, tmp_path)
     check_requests(cloud.seen)
@@ -214,7 +218,7 @@ def test_a_real_agent_sends_this_and_nothing_else(cloud, tmp_path):
 
 def run_agent(cloud, folder):
     """An agent with everything on, from its start to its end; returns what its process has talked to."""
-    own = folder / "probes.d"
+    own, relay = folder / "probes.d", free_port()
     own.mkdir(mode=0o755)
     (own / "ours.py").write_text(CUSTOM)
     (own / "ours.py").chmod(0o644)
@@ -228,6 +232,8 @@ def run_agent(cloud, folder):
         "LOG_BROADCAST_LEVEL": "DEBUG",
         "VERBOSE": "true",
         "HEARTBEAT_RELAY_ENABLED": "true",
+        "HEARTBEAT_RELAY_PORT": str(relay),
+        "OBSERVER_OTLP_LISTEN_ADDR": "127.0.0.1:0",
         "PROMETHEUS_SERVER_URL": cloud.url,
         **SECRETS,
     }
@@ -235,12 +241,30 @@ def run_agent(cloud, folder):
     with (folder / "agent.log").open("wb") as log:
         agent = subprocess.Popen(command, env=clean_env(settings), stderr=log, start_new_session=True)
     try:
+        cloud.until(lambda: any(path.endswith("/heartbeat") for path, _, _ in cloud.seen), 60)
+        assert ping(relay) == 202
+        cloud.until(lambda: any(path.endswith("/heartbeat-relay") for path, _, _ in cloud.seen), 60)
         cloud.until(lambda: sum(path.endswith("/receiver") for path, _, _ in cloud.seen) > 8, 60)
         agent.send_signal(signal.SIGTERM)
         assert agent.wait(30) == 0
     finally:
         end_process(agent)
     return (folder / "talked").read_text()
+
+
+def ping(port, tries=50):
+    """What the relay says to a ping, as soon as it is open."""
+    while True:
+        line = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        try:
+            line.request("POST", f"/heartbeat/{TOKEN}/0", b"done", {"User-Agent": "curl/7.88.1"})
+            return line.getresponse().status
+        except ConnectionRefusedError:
+            tries -= 1
+            assert tries > 0
+            time.sleep(0.1)  # the heartbeat comes before the relay is open
+        finally:
+            line.close()
 
 
 def check_requests(seen):

@@ -34,6 +34,9 @@ NOT_OURS = {
     "heartbeat-not-an-object",
     "heartbeat-older-build",
     "receiver-invalid",
+    "relay-invalid",
+    "relay-not-an-object",
+    "relay-too-many",
 }
 LATER = {301, 302, 307, 401, 403, 404, 405, 408, 425, 429, 500, 502, 503, 504}
 
@@ -161,6 +164,7 @@ def test_a_heartbeat_and_its_answer(play, name):
         body.get("hostname", ""),
         tuple(Ledger(**each) for each in body.get("delivery", ())),
         tuple(body.get("custom_probes", ())),
+        body.get("otlp_stats"),
     )
     orders = cloud.beat(health)
     check_request(golden, mock)
@@ -193,6 +197,18 @@ def test_a_log_line(play, name):
     check_request(golden, mock)
 
 
+@pytest.mark.parametrize("name", names("relay-"))
+def test_pings_and_their_answer(play, name):
+    golden = GOLDEN[name]
+    cloud, mock = play(golden)
+    body, said = golden["request"]["body"], golden["answer"].get("body", {})
+    found = cloud.relay([json.dumps(ping).encode() for ping in body["pings"]])
+    check_request(golden, mock)
+    assert (found.fate, found.status) == (fate_of(name, found.status), golden["answer"]["status"])
+    assert [(r.index, r.code) for r in found.rejects] == [(r["index"], r["code"]) for r in said.get("rejected", [])]
+
+
 def test_every_golden_message_is_held_against_the_agent():
-    assert {name.partition("-")[0] for name in GOLDEN} == {"batch", "receiver", "heartbeat", "definitions", "log"}
+    kinds = {"batch", "receiver", "heartbeat", "relay", "definitions", "log"}
+    assert {name.partition("-")[0] for name in GOLDEN} == kinds
     assert set(GOLDEN) >= NOT_OURS

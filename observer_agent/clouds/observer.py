@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from observer_agent import backoff
-from observer_agent.clock import Clock
+from observer_agent.clock import Clock, iso
 from observer_agent.logs import Throttle
 from observer_agent.model import Answer, Batch, DefinitionSet, Fate, Health, Ledger, Orders, Reject
 from observer_agent.transport import CALL_SECONDS, Reply
@@ -117,6 +117,13 @@ class Observer:
         """Posts one log line, best effort."""
         return self._call("POST", "/api/agent/log", json.dumps(dict(line)).encode()).ok
 
+    def relay(self, pings: Sequence[bytes]) -> Answer:
+        """Posts pings of jobs; 404 and 405, from a cloud that takes none, mean later."""
+        head = json.dumps({"sent_at": iso(self._clock.now())})[:-1].encode()
+        body = head + b', "pings": [' + b",".join(pings) + b"]}"
+        reply = self._call("POST", "/api/agent/heartbeat-relay", body)
+        return read_answer(reply, len(pings), self._clock.now(), self._redact)
+
     def hurry(self, seconds: float) -> None:
         """Calls from now on may take at most `seconds`: the agent is stopping."""
         self._call_seconds = min(CALL_SECONDS, max(seconds, 0.0))
@@ -187,6 +194,8 @@ def encode_health(health: Health) -> bytes:
         body["hostname"] = health.hostname
     if health.custom_probes:
         body["custom_probes"] = [dict(each) for each in health.custom_probes]
+    if health.otlp_stats:
+        body["otlp_stats"] = dict(health.otlp_stats)
     if health.delivery:
         body["delivery"] = [encode_ledger(ledger) for ledger in health.delivery[-DELIVERY_MAX:]]
     return json.dumps(body, separators=(",", ":")).encode()

@@ -145,7 +145,7 @@ def _service(known: Known) -> Iterator[Finding]:
 
 
 def _own_files(buffer: Path) -> list[Path]:
-    names = ("", "-wal", "-shm", ".lock", ".definitions")
+    names = ("", "-wal", "-shm", ".lock", ".definitions", ".evidence")
     files = [buffer.parent, *(buffer.with_name(buffer.name + name) for name in names)]
     return [file for file in files if os.path.exists(file)]
 

@@ -12,7 +12,7 @@ from flask import Blueprint, Response, jsonify, request
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
 
 from observer_agent.clock import iso
-from observer_agent.hub import wire
+from observer_agent.hub import pings, wire
 from observer_agent.hub.access import admit_agent, current_agent
 from observer_agent.hub.look import Look
 from observer_agent.hub.store import Fenced, Store
@@ -29,6 +29,7 @@ def agent_api(store: Store, look: Look) -> Blueprint:
     face.add_url_rule("/receiver", "single", api.single, methods=["POST"])
     face.add_url_rule("/receiver/batch", "batch", api.batch, methods=["POST"])
     face.add_url_rule("/heartbeat", "heartbeat", api.heartbeat, methods=["POST"])
+    face.add_url_rule("/heartbeat-relay", "relay", api.relay, methods=["POST"])
     face.add_url_rule("/log", "log", api.log_line, methods=["POST"])
     return face
 
@@ -70,6 +71,12 @@ class _AgentApi:
         started = _started() if "Agent-Started-At" in request.headers else beat.started_at
         self._store.beat(current_agent(), started, beat)
         return jsonify({"definitions_version": self._look.definitions(current_agent()).version})
+
+    def relay(self) -> Response:
+        """Pings of jobs: this version has no heartbeat metrics, so every token is unknown, and the answer says so."""
+        found = pings.codes(_body())
+        self._store.notice(current_agent(), _started())
+        return jsonify({"accepted": 0, "rejected": [{"index": at, "code": code} for at, code in enumerate(found)]})
 
     def log_line(self) -> Response:
         """Taken and let go: this version keeps no log lines of agents."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-
 from flask import Flask, Response, jsonify, request
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
-from sqlalchemy.exc import TimeoutError as NoConnection
+from sqlalchemy.exc import ProgrammingError
 from werkzeug.exceptions import BadRequest, HTTPException
 
 from observer_agent.clock import Clock
@@ -15,6 +12,7 @@ from observer_agent.hub.access import Gate
 from observer_agent.hub.agent_api import agent_api
 from observer_agent.hub.console import console, error_page, is_for_people
 from observer_agent.hub.console.parts import Parts
+from observer_agent.hub.database import AWAY
 from observer_agent.hub.document_api import document_api
 from observer_agent.hub.expose import expose
 from observer_agent.hub.guard import NOTHING_MORE, Allow
@@ -24,13 +22,12 @@ from observer_agent.hub.keys_api import keys_api
 from observer_agent.hub.limits import BehindProxies, Limits
 from observer_agent.hub.look import Look
 from observer_agent.hub.openapi import openapi_api
-from observer_agent.hub.read_api import read_api
+from observer_agent.hub.patient import told
+from observer_agent.hub.read_api import Opaque, read_api
 from observer_agent.hub.settings import Settings
 from observer_agent.hub.store import Store
 from observer_agent.hub.webhook_api import webhook_api
 from observer_agent.hub.webhooks import Webhooks
-
-log = logging.getLogger(__name__)
 
 BODY_MAX = 1024 * 1024
 CODES = {
@@ -61,6 +58,8 @@ def create_app(
     """
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = BODY_MAX
+    app.url_map.converters["opaque"] = Opaque
+    app.url_map.merge_slashes = False
     app.json.sort_keys = False  # type: ignore[attr-defined]
     look = Look(store.database, clock)
     app.register_blueprint(agent_api(store, look))
@@ -76,7 +75,7 @@ def create_app(
     app.register_blueprint(console(parts, token, public_pages))
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(wire.Malformed, _malformed)
-    for refusal in (OperationalError, InterfaceError, ProgrammingError, NoConnection):
+    for refusal in (*AWAY, ProgrammingError):
         app.register_error_handler(refusal, _unavailable)
     app.after_request(_guard)
     gate = Gate(clock, limits or Limits(None, None))
@@ -109,10 +108,9 @@ def _malformed(error: wire.Malformed) -> tuple[Response, int]:
     return jsonify({"error": "bad_request", "message": str(error)}), 400
 
 
-def _unavailable(error: DBAPIError | NoConnection) -> tuple[Response, int, dict[str, str]]:
+def _unavailable(error: Exception) -> tuple[Response, int, dict[str, str]]:
     """A full disk, a locked file, a server that restarts are for a while: agents keep their rows and come back."""
-    said = str(error.orig if isinstance(error, DBAPIError) else error).splitlines() or [""]
-    log.error("The database refused (%s); agents keep their rows and try again", said[0])
+    told(error)
     body = {"error": "storage_unavailable", "message": "the database refused; try again later"}
     return jsonify(body), 503, {"Retry-After": "5"}
 

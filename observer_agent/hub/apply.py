@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from typing import Any
 from sqlalchemy import Connection, delete, exists, or_, update
 
 from observer_agent import document
-from observer_agent.document import Document, Metric, Remark
+from observer_agent.document import Document, Remark
 from observer_agent.errors import DocumentError, InvalidConfig
 from observer_agent.hub import audit, schema
-from observer_agent.hub.database import insert
 from observer_agent.hub.difference import Change, Difference, compare
-from observer_agent.hub.form import METRIC, PAGE, SECTIONS, SERVICE, Form, Forms, held, metric_form
+from observer_agent.hub.form import METRIC, PAGE, SECTIONS, SERVICE, Forms, held, metric_form
+from observer_agent.hub.hot import Bulk
 from observer_agent.hub.references import resolve
 from observer_agent.hub.store import UNMANAGED, Managed, Store, bump
 from observer_agent.sections import Severity
@@ -146,36 +146,30 @@ class _Round:
         touched = {(change.kind, change.key) for change in difference.created + difference.changed}
         for change in difference.pruned:
             self._prune(change)
-        for metric in found.metrics:
-            if (METRIC, metric.key) in touched:
-                self._store.put(self._conn, Managed(metric.key, metric.title, metric.agent, metric.wire))
-                self._describe(metric, before.get(metric.key, {}))
-        for item in (*found.services, *found.pages):
-            if (item.kind, item.key) in touched:
-                self._keep(item.kind, item.key, item.body)
+        metrics = [metric for metric in found.metrics if (METRIC, metric.key) in touched]
+        self._store.put(self._conn, [Managed(each.key, each.title, each.agent, each.wire) for each in metrics])
+        for metric in metrics:
+            if not metric.description and "description" in before.get(metric.key, {}):
+                self._drop(METRIC, metric.key)
+        # The description is for people: it is no part of the definition that agents get.
+        kept = [(METRIC, each.key, {"description": each.description}) for each in metrics if each.description]
+        items = [item for item in (*found.services, *found.pages) if (item.kind, item.key) in touched]
+        self._keep([*kept, *((item.kind, item.key, item.body) for item in items)])
         bump(self._conn, 1)
         self._record(difference)
 
-    def _describe(self, metric: Metric, before: Form) -> None:
-        """The description is for people: it is no part of the definition that agents get."""
-        if metric.description:
-            self._keep(METRIC, metric.key, {"description": metric.description})
-        elif "description" in before:
-            self._keep(METRIC, metric.key, None)
+    def _keep(self, rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> None:
+        """Rows of `objects`: kind, key and body."""
+        texts = [{"kind": kind, "key": key, "body": json.dumps(body, allow_nan=False)} for kind, key, body in rows]
+        _OBJECTS.rows(self._conn, texts)
 
-    def _keep(self, kind: str, key: str, body: Mapping[str, Any] | None) -> None:
-        """One row of `objects`, or none."""
+    def _drop(self, kind: str, key: str) -> None:
         objects = schema.objects
-        if body is None:
-            self._conn.execute(delete(objects).where(objects.c.kind == kind, objects.c.key == key))
-            return
-        text = json.dumps(body, allow_nan=False)
-        fresh = insert(self._conn, objects).values(kind=kind, key=key, body=text)
-        self._conn.execute(fresh.on_conflict_do_update(index_elements=["kind", "key"], set_={"body": text}))
+        self._conn.execute(delete(objects).where(objects.c.kind == kind, objects.c.key == key))
 
     def _prune(self, change: Change) -> None:
         """An object goes. A metric with a history stays readable: unmanaged, with its title; agents stop probing it."""
-        self._keep(change.kind, change.key, None)
+        self._drop(change.kind, change.key)
         if change.kind != METRIC:
             return
         metrics = schema.metrics
@@ -188,7 +182,12 @@ class _Round:
     def _record(self, difference: Difference) -> None:
         now, actor = self._store.now(), self._options.actor
         lists = {"create": difference.created, "change": difference.changed, "prune": difference.pruned}
-        for word, changes in lists.items():
-            for change in changes:
-                fields = ", ".join(field.field for field in change.fields)
-                audit.record(self._conn, now, actor, action=f"{change.kind}.{word}", subject=change.key, detail=fields)
+        made = [
+            audit.entry(actor, f"{change.kind}.{word}", change.key, ", ".join(field.field for field in change.fields))
+            for word, changes in lists.items()
+            for change in changes
+        ]
+        audit.keep(self._conn, now, made)
+
+
+_OBJECTS = Bulk(schema.objects, ("kind", "key", "body"), keys=("kind", "key"))

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from sqlalchemy import Connection, insert
 
 from observer_agent.hub import schema
@@ -15,5 +17,16 @@ DETAIL_MAX = 2000
 
 def record(conn: Connection, now: float, actor: str, *, action: str, subject: str, detail: str = "") -> None:
     """Keeps that `actor` (`cli:root`, `api`) did `action` (`webhook.create`) to `subject`; longer texts are cut."""
+    keep(conn, now, [entry(actor, action, subject, detail)])
+
+
+def entry(actor: str, action: str, subject: str, detail: str) -> dict[str, str]:
+    """One row, without its time."""
     row = {"actor": actor[:ACTOR_MAX], "action": action[:ACTION_MAX], "subject": subject[:SUBJECT_MAX]}
-    conn.execute(insert(schema.audit).values(at=now, detail=detail[:DETAIL_MAX], **row))
+    return {**row, "detail": detail[:DETAIL_MAX]}
+
+
+def keep(conn: Connection, now: float, rows: Sequence[Mapping[str, str]]) -> None:
+    """Keeps many rows at once."""
+    if rows:
+        conn.execute(insert(schema.audit), [{"at": now, **row} for row in rows])

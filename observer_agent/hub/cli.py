@@ -7,37 +7,20 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
 from observer_agent import __version__
-from observer_agent.errors import ConfigError, DocumentError, ObserverError
+from observer_agent.hub.asked import guarded
 from observer_agent.hub.document_cli import register
 from observer_agent.hub.keys_cli import key
 from observer_agent.hub.webhook_cli import webhook
 
-EXIT_CONFIG = 78
 FOR_EVER = 3600.0
-
-
-def guarded(command: Callable[..., object]) -> Callable[..., None]:
-    """Turns the errors of this program into one line and an exit code."""
-
-    @wraps(command)
-    def call(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except ObserverError as error:
-            click.echo(f"observer-hub: {error}", err=True)
-            sys.exit(EXIT_CONFIG if isinstance(error, ConfigError | DocumentError) else 1)
-
-    return call
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -82,11 +65,11 @@ def by_gunicorn(follow: Any, host: str, port: int, workers: int) -> None:
         production.check(found.database_url, workers)
         if follow:
             follow.begin(store)
-    production.run(host, port, workers)
+    production.run(host, port, workers, follow)
 
 
 @contextmanager
-def opened() -> Iterator[tuple[Any, Any]]:
+def opened(clock: Any = None) -> Iterator[tuple[Any, Any]]:
     """The store and the settings, with logs going to stderr."""
     from observer_agent import logs
     from observer_agent.clock import Clock
@@ -94,7 +77,7 @@ def opened() -> Iterator[tuple[Any, Any]]:
     from observer_agent.hub.database import open_database
     from observer_agent.hub.store import Store
 
-    found, clock, redact = settings.load(os.environ), Clock(), logs.Redactor()
+    found, clock, redact = settings.load(os.environ), clock or Clock(), logs.Redactor()
     redact.add(found.token, found.remote_write.token if found.remote_write else None)
     with closing(logs.configure(found.log_format, found.verbose, clock, redact)):
         with closing(open_database(found.database_url)) as database:
@@ -102,18 +85,18 @@ def opened() -> Iterator[tuple[Any, Any]]:
 
 
 @contextmanager
-def serving(follow: Any, host: str, port: int) -> Iterator[str]:
-    """A hub that serves while the block runs; gives its URL."""
+def serving(follow: Any, host: str, port: int, clock: Any = None) -> Iterator[str]:
+    """A hub that serves while the block runs, on the machine's clock or the one handed in; gives its URL."""
     from observer_agent.clock import Clock
     from observer_agent.hub import server
     from observer_agent.hub.app import from_settings
     from observer_agent.hub.ticker import Ticker
 
-    with opened() as (store, found):
+    clock = clock or Clock()
+    with opened(clock) as (store, found):
         if follow:
             follow.begin(store)
         server.adopt_log()
-        clock = Clock()
         running, ticker = (
             server.Server(from_settings(store, clock, found), host, port),
             Ticker(store, clock, found.remote_write, found.webhook_allow, keep=found.keep),

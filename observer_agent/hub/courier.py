@@ -24,6 +24,7 @@ from observer_agent.hub import outbox
 from observer_agent.hub.database import Database
 from observer_agent.hub.events import LAID_OUT
 from observer_agent.hub.outbox import DELIVERED, Job, Settled
+from observer_agent.hub.patient import bearing, patient
 from observer_agent.hub.post import Poster, Reply
 from observer_agent.worker import Thread, Worker, attempt, spawn
 
@@ -42,7 +43,7 @@ class Courier:
     def __init__(
         self, database: Database, clock: Clock, poster: Poster, dice: Callable[[], float] = random.random
     ) -> None:
-        self.worker = Worker("courier", self.step, clock)
+        self.worker = Worker("courier", patient(self.step), clock)
         self._database = database
         self._clock = clock
         self._poster = poster
@@ -131,8 +132,13 @@ class Courier:
 
     def _run(self, webhook_id: str) -> None:
         done: list[int] = []
+
+        def deliver() -> None:
+            with bearing():  # what was taken and could not be written down is sent again once its claim has ended
+                done.append(self.serve(webhook_id))
+
         try:
-            attempt("A delivery to a webhook", lambda: done.append(self.serve(webhook_id)))
+            attempt("A delivery to a webhook", deliver)
         finally:
             self._end(webhook_id)
         if sum(done):

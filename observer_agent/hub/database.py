@@ -12,13 +12,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnection
 
-from observer_agent.errors import ConfigError
+from observer_agent.errors import ConfigError, UsageError
+from observer_agent.hub.together import Together
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -33,6 +35,9 @@ LIMITS = {"statement_timeout": "8s", "lock_timeout": "5s", "idle_in_transaction_
 CONNECT = {"connect_timeout": 5, "keepalives_idle": 30, "tcp_user_timeout": 10_000, "application_name": "observer-hub"}
 ATTEMPTS = 4
 COLLISIONS = ("40001", "40P01")  # serialization failure, deadlock: the same transaction may pass the next time
+# The server restarts, the file is locked, the disk is full, no connection is free: for a while, and no fault of ours.
+AWAY = (OperationalError, InterfaceError, NoConnection)
+WRONG = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_NOTADB")  # a file that no waiting makes better
 MIGRATING = 0x0B5E_47EB  # the advisory lock of those who bring the schema up to date
 
 
@@ -42,7 +47,11 @@ class Database:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._writing = threading.Lock() if engine.dialect.name == "sqlite" else nullcontext()
+        self._together = Together(self._writing, self._transaction) if engine.dialect.name == "sqlite" else None
         self._reading = {} if engine.dialect.name == "sqlite" else _SNAPSHOT
+        # The same pool; what is executed is a transaction of its own.
+        single = {"observer_single": True} if engine.dialect.name == "sqlite" else {"isolation_level": "AUTOCOMMIT"}
+        self._glancing = engine.execution_options(**single)
 
     @property
     def dialect(self) -> str:
@@ -57,9 +66,20 @@ class Database:
                 yield conn
 
     @contextmanager
+    def glance(self) -> Iterator[Connection]:
+        """For one SELECT: no transaction is begun or ended around it, which would take longer than the look itself."""
+        with self._glancing.connect() as conn:
+            yield conn
+
+    @contextmanager
     def write(self) -> Iterator[Connection]:
         """One write transaction: committed at the end, undone by an exception."""
-        with self._writing, self._engine.connect() as conn:
+        with self._writing, self._transaction() as conn:
+            yield conn
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        with self._engine.connect() as conn:
             with conn.execution_options(observer_write=True).begin():
                 yield conn
 
@@ -75,9 +95,35 @@ class Database:
                 log.debug("Two transactions collided; this one is done again")
         raise AssertionError("the last attempt returns or raises")
 
+    def share(self, job: Callable[[Connection], T]) -> T:
+        """Like `run`; on SQLite in one transaction with what other threads have to write at this moment.
+
+        A job may be called twice, and must not raise to undo: others are in its transaction.
+        """
+        if self._together is None:
+            return self.run(job)
+        turn = self._together.do(job)
+        return cast(T, turn.value) if turn.done else self.run(job)
+
+    def ahead(self, now: Callable[[], float]) -> float:
+        """Seconds by which a clock is ahead of the database server's; 0 on SQLite, which has none of its own."""
+        if self.dialect != POSTGRESQL:
+            return 0.0
+        with self.glance() as conn:
+            conn.execute(text("SELECT 1"))  # a connection that had to be made first would count as a difference
+            before = now()
+            theirs = conn.execute(text("SELECT CAST(extract(epoch FROM clock_timestamp()) AS float8)")).scalar_one()
+            return (before + now()) / 2 - float(theirs)
+
     def close(self) -> None:
         """Closes every connection."""
         self._engine.dispose()
+
+
+def said(error: BaseException) -> str:
+    """The first line of what the database or its driver says; the others may name the statement."""
+    told = error.orig if isinstance(error, DBAPIError) else error
+    return (str(told).splitlines() or [""])[0]
 
 
 def insert(conn: Connection, table: Table) -> Any:
@@ -90,7 +136,7 @@ _SNAPSHOT: dict[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_r
 
 
 def open_database(url: str) -> Database:
-    """Opens and migrates the database at `url`; raises ConfigError where that cannot be."""
+    """Opens and migrates the database at `url`; raises ConfigError, or UsageError where a later start may succeed."""
     where = _parse(url)
     database = Database(_engine(where))
     try:
@@ -101,8 +147,10 @@ def open_database(url: str) -> Database:
         if where.get_backend_name() == POSTGRESQL:
             what = "check that the server runs and that the database, the user and the password are right"
         # What the server says takes several lines and may name the user; the first says what is wrong.
-        said = (str(error.orig).splitlines() or [""])[0]
-        raise ConfigError("DATABASE_URL", _shown(where), f"cannot be opened ({said}): {what}") from None
+        refused = ConfigError("DATABASE_URL", _shown(where), f"cannot be opened ({said(error)}): {what}")
+        if str(getattr(error.orig, "sqlite_errorname", "")).startswith(WRONG):
+            raise refused from None
+        raise UsageError(str(refused)) from None  # a server that is away comes back: the same start may succeed then
     return database
 
 
@@ -175,5 +223,6 @@ def _prepare(connection: Any, _record: object) -> None:
 
 
 def _begin(conn: Connection) -> None:
-    write = conn.get_execution_options().get("observer_write", False)
-    conn.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+    options = conn.get_execution_options()
+    if not options.get("observer_single", False):
+        conn.exec_driver_sql("BEGIN IMMEDIATE" if options.get("observer_write", False) else "BEGIN")

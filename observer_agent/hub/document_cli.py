@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ import click
 
 from observer_agent.document import Document, read_all
 from observer_agent.errors import DocumentError, UsageError
+from observer_agent.hub.asked import actor, as_json, guarded
 
 STDIN = "-"
 
-as_json = click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 allow_partial = click.option("--allow-partial", is_flag=True, help="Go on without what must be left out.")
 file_path = click.Path(dir_okay=False, allow_dash=True)
 
@@ -30,18 +29,6 @@ def register(main: click.Group) -> None:
     """Adds the commands to the front door."""
     for command in (apply, export, validate):
         main.add_command(command)
-
-
-def guarded(command: Callable[..., object]) -> Callable[..., None]:
-    """The errors of this program as one line and an exit code; the front door is not there yet when this is read."""
-
-    @wraps(command)
-    def call(*args: Any, **kwargs: Any) -> None:
-        from observer_agent.hub import cli
-
-        cli.guarded(command)(*args, **kwargs)
-
-    return call
 
 
 @click.command()
@@ -58,8 +45,8 @@ def apply(files: Sequence[str], dry_run: bool, prune: bool, allow_partial: bool,
     from observer_agent.hub.apply import apply as reconcile
 
     found = _read(files)
-    with _store() as (store, actor):
-        outcome = reconcile(store, found, Options(dry_run, prune, allow_partial, actor))
+    with _store() as (store, who):
+        outcome = reconcile(store, found, Options(dry_run, prune, allow_partial, who))
     if as_json:
         click.echo(json.dumps(tell.as_objects(outcome), indent=2))
     else:
@@ -144,15 +131,4 @@ def _store() -> Iterator[tuple[Any, str]]:
     from observer_agent.hub import cli
 
     with cli.opened() as (store, _):
-        yield store, f"cli:{_user()}"
-
-
-def _user() -> str:
-    """Who runs this, by the process's own user: the environment may say anything."""
-    import os
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
+        yield store, actor()

@@ -1,6 +1,8 @@
 """Events and the outbox: what has happened and to whom it is still to be told, in the transaction that made it so.
 
-`emit` is called by whatever changes a state, with that change's connection. Nothing is sent here: `webhooks.py` does.
+`emit` is called by whatever changes a state, with that change's connection. Nothing is sent here: `courier.py` does.
+The entries of the outbox are numbered in the order in which their transactions are committed: whoever lays out waits
+for the one before. So nothing that was delivered is ever followed by something with a lower number.
 """
 
 from __future__ import annotations
@@ -11,15 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, text
 
 from observer_agent.hub import schema
+from observer_agent.hub.database import POSTGRESQL
 
 PENDING = "pending"
 STATUS_CHANGED = "metric.status_changed"
 NO_DATA = "metric.no_data"
 TEST = "webhook.test"
 LAID_OUT = "observer_laid_out"  # marks a connection whose transaction has filled the outbox: `courier.py` looks for it
+LAYING_OUT = 0x0B5E_47EC  # the advisory lock of the transaction that lays out, until it is committed
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +62,14 @@ def keep(conn: Connection, event: Event) -> None:
 
 def lay_out(conn: Connection, webhook_ids: list[str], event: Event) -> None:
     """One entry of the outbox for each webhook, due at once."""
+    if conn.dialect.name == POSTGRESQL:
+        conn.execute(_IN_TURN)
     entry = {"event_id": event.id, "state": PENDING, "created_at": event.at, "next_at": event.at}
     conn.execute(insert(schema.outbox), [{**entry, "webhook_id": each} for each in webhook_ids])
     conn.info[LAID_OUT] = True
+
+
+_IN_TURN = text(f"SELECT pg_advisory_xact_lock({LAYING_OUT})")
 
 
 def wants(event_types: str, event: Event) -> bool:

@@ -1,6 +1,7 @@
 """The document of `serve --config`, read again when it changes or on SIGHUP.
 
-`begin` applies it before the hub serves; `step` runs on the worker `document`, `again` is for the main thread.
+`begin` applies it before the hub serves; `step` runs on the worker `document`, `again` is for the main thread. Of
+several processes one begins, and the others `join` with a store of their own: after a fork they know what was applied.
 A document that cannot be read changes nothing and is logged once.
 """
 
@@ -32,6 +33,10 @@ class Follower:
         self._store = store
         self._seen = self._look()
         apply_file(store, self._file)
+
+    def join(self, store: Store) -> None:
+        """Goes on with another store: the first step applies the document unless it is the one that was applied."""
+        self._store = store
 
     def again(self) -> None:
         """The next step reads the document, changed or not."""

@@ -6,7 +6,7 @@ What comes out reads back as the same thing, in an order that does not change. R
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from io import StringIO
 from typing import Any
 
@@ -70,6 +70,13 @@ def held(conn: Connection) -> dict[str, Forms]:
         metric = Metric(row.key, row.title, agents, wire, description=described.get(row.key, ""))
         found[METRIC][row.key] = metric_form(metric)
     return found
+
+
+def ids_of(conn: Connection, keys: Collection[str]) -> dict[str, str]:
+    """The ids of metrics, by key."""
+    metrics = schema.metrics
+    found = conn.execute(select(metrics.c.key, metrics.c.id).where(metrics.c.key.is_not(None)))
+    return {key: metric_id for key, metric_id in found if key in keys}
 
 
 def to_text(forms: Mapping[str, Mapping[str, Form]]) -> str:

@@ -7,7 +7,8 @@ long as the metric's patience. Returns plain JSON-able objects; runs on the thre
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, func, select
@@ -17,7 +18,20 @@ from observer_agent.hub import schema
 from observer_agent.hub.database import Database
 from observer_agent.hub.pushed import first_id, moment
 from observer_agent.hub.roller import sums_of
-from observer_agent.hub.rollup import DAY, HOUR, SECONDS, Held, Sums, filled, floor, patience, split, stretch
+from observer_agent.hub.rollup import (
+    DAY,
+    HOUR,
+    SECONDS,
+    Held,
+    Sums,
+    filled,
+    floor,
+    patience,
+    rest,
+    split,
+    stretch,
+    together,
+)
 
 STEPS = {"hour": HOUR, "day": DAY}
 RAW = "raw"
@@ -51,9 +65,31 @@ class History:
                 return None
             if step == RAW:
                 return {"metric_id": metric_id, "step": step, **_raw(conn, metric_id, window, agent_id)}
-            found = _Sums(conn, self._clock.now(), waits).buckets(metric_id, window, STEPS[step], agent_id)
+        found = self.buckets(metric_id, window, step, agent_id)
         series = [{"agent_id": each, "points": _points(buckets)} for each, buckets in sorted(found.items())]
         return {"metric_id": metric_id, "step": step, "series": series}
+
+    def buckets(self, metric_id: str, window: Window, step: str, agent_id: str | None) -> dict[str, dict[int, Sums]]:
+        """Hours or days of a metric that begin in the window, by agent; may raise TooMuch."""
+        with self._database.read() as conn:
+            sums = _Sums(conn, self._clock.now(), _waits(conn, metric_id))
+            return sums.buckets(metric_id, window, STEPS[step], agent_id)
+
+    def daily(self, metric_ids: Sequence[str], days: int) -> dict[str, dict[int, Sums]]:
+        """Each of the last `days` UTC days of some metrics of which something is known, all agents together."""
+        now = self._clock.now()
+        with self._database.read() as conn:
+            return _Sums(conn, now, _waits(conn, *metric_ids)).daily(metric_ids, _since(now, days))
+
+    def seen(self, metric_ids: Sequence[str], days: int) -> dict[str, list[Sums]]:
+        """The seconds of some metrics by status, of the last `days` UTC days with today; one for each agent."""
+        now = self._clock.now()
+        with self._database.read() as conn:
+            found = _Sums(conn, now, _waits(conn, *metric_ids)).totals(_since(now, days), metric_ids)
+        by_metric: dict[str, list[Sums]] = {}
+        for (metric_id, _), sums in sorted(found.items()):
+            by_metric.setdefault(metric_id, []).append(sums)
+        return by_metric
 
     def uptime(self, metric_id: str, days: int) -> dict[str, Any] | None:
         """The seconds of a metric by status, in all and by agent, of the last `days` UTC days with today."""
@@ -62,9 +98,9 @@ class History:
             waits = _waits(conn, metric_id)
             if not waits:
                 return None
-            found = _Sums(conn, now, waits).totals(_since(now, days), metric_id)
+            found = _Sums(conn, now, waits).totals(_since(now, days), [metric_id])
         agents = [{"agent_id": pair[1], **_seconds(sums)} for pair, sums in sorted(found.items())]
-        return {"metric_id": metric_id, **_frame(now, days), **_seconds(_all(found.values())), "agents": agents}
+        return {"metric_id": metric_id, **_frame(now, days), **_seconds(together(found.values())), "agents": agents}
 
     def uptimes(self, days: int) -> dict[str, Any]:
         """The seconds of every metric by status, all agents together."""
@@ -81,17 +117,19 @@ class History:
         metrics = [{"metric_id": each, **_seconds(by_metric.get(each) or Sums())} for each in sorted(waits)]
         return {**_frame(now, days), "metrics": metrics}
 
-    def sparkline(self, metric_id: str, agent_id: str, hours: int = 24) -> list[tuple[int, float]]:
-        """Start and mean value of each of the last hours that has one, oldest first."""
+    def sparklines(self, metric_ids: Sequence[str], hours: int = 24) -> dict[tuple[str, str], list[tuple[int, float]]]:
+        """Start and mean value of each of the last hours that has one, oldest first, by metric and agent."""
         table = schema.hours
-        query = select(table.c.start, table.c.total, table.c.n).where(
-            table.c.metric_id == metric_id,
-            table.c.agent_id == agent_id,
+        query = select(table.c.metric_id, table.c.agent_id, table.c.start, table.c.total, table.c.n).where(
+            table.c.metric_id.in_(metric_ids),
             table.c.start > self._clock.now() - (hours + 1) * HOUR,
             table.c.n > 0,
         )
+        found: dict[tuple[str, str], list[tuple[int, float]]] = {}
         with self._database.read() as conn:
-            return [(row.start, row.total / row.n) for row in conn.execute(query.order_by(table.c.start))]
+            for metric_id, agent_id, start, total, n in conn.execute(query.order_by(table.c.start)):
+                found.setdefault((metric_id, agent_id), []).append((start, total / n))
+        return found
 
 
 class _Sums:
@@ -114,8 +152,8 @@ class _Sums:
         query = select(table).where(table.c.metric_id == metric_id, table.c.start >= first, table.c.start < end)
         if agent_id is not None:
             query = query.where(table.c.agent_id == agent_id)
-        for row in self._conn.execute(query):
-            stored.setdefault(row.agent_id, {})[row.start] = sums_of(row)
+        for row in self._conn.execute(query).all():
+            stored.setdefault(row[1], {})[row[2]] = sums_of(row)
         return {row.agent_id: self._complete(row, stored[row.agent_id], Window(first, end), size) for row in ends}
 
     def _complete(self, last: Row[Any], stored: dict[int, Sums], window: Window, size: int) -> dict[int, Sums]:
@@ -131,7 +169,22 @@ class _Sums:
                     found.setdefault(at, Sums()).spend(cut.word, seconds)
         return {at: sums for at, sums in found.items() if at < window.end}
 
-    def totals(self, since: int, metric_id: str | None = None) -> dict[tuple[str, str], Sums]:
+    def daily(self, metric_ids: Sequence[str], since: int) -> dict[str, dict[int, Sums]]:
+        """Days since a midnight, all agents together; a day in which nothing at all was heard is left out."""
+        days, rolled = schema.days, schema.rolled
+        seconds = [func.sum(days.c[word]) for word in SECONDS]
+        here = days.c.metric_id.in_(metric_ids), days.c.start >= since
+        query = select(days.c.metric_id, days.c.start, *seconds).where(*here)
+        found: dict[str, dict[int, Sums]] = {}
+        for metric_id, start, *sums in self._conn.execute(query.group_by(days.c.metric_id, days.c.start)):
+            found.setdefault(metric_id, {})[int(start)] = Sums(*sums)
+        for last in self._conn.execute(select(rolled).where(rolled.c.metric_id.in_(metric_ids))):
+            for span in stretch(self._held(last.metric_id, last.timestamp, last.status), self._now):
+                for at, seconds_of in split(span._replace(start=max(span.start, since)), DAY):
+                    found.setdefault(last.metric_id, {}).setdefault(at, Sums()).spend(span.word, seconds_of)
+        return found
+
+    def totals(self, since: int, metric_ids: Sequence[str] | None = None) -> dict[tuple[str, str], Sums]:
         """Seconds since a midnight, by metric and agent."""
         rolled, days = schema.rolled, schema.days
         same = (days.c.metric_id == rolled.c.metric_id) & (days.c.agent_id == rolled.c.agent_id)
@@ -142,18 +195,19 @@ class _Sums:
             .outerjoin(days, same & (days.c.start >= since))
             .group_by(rolled.c.metric_id, rolled.c.agent_id)
         )
-        if metric_id is not None:
-            query = query.where(rolled.c.metric_id == metric_id)
+        if metric_ids is not None:
+            query = query.where(rolled.c.metric_id.in_(metric_ids))
         return {(row[0], row[1]): self._total(row, since) for row in self._conn.execute(query).all()}
 
     def _total(self, row: Any, since: int) -> Sums:
-        metric_id, _, timestamp, status, before, n, first, *seconds = row
-        found = Sums(*seconds)
+        metric_id, _, timestamp, status, before, n, first, up, degraded, down, unknown = row
+        found = Sums(up, degraded, down, unknown)
         begin = first if before is None else since
         if begin is not None and timestamp >= begin:
             found.unknown += DAY * ((floor(timestamp, DAY) - begin) // DAY + 1 - n)
-        for span in stretch(self._held(metric_id, timestamp, status), self._now):
-            found.spend(span.word, max(0.0, span.end - max(span.start, since)))
+        word, known, silent = rest(self._held(metric_id, timestamp, status), since, self._now)
+        found.spend(word, known)
+        found.unknown += silent
         return found
 
     def _held(self, metric_id: str, timestamp: float, status: str) -> Held:
@@ -165,12 +219,18 @@ class _Sums:
         return self._conn.scalar(select(table.c.start).where(*here).limit(1)) is not None
 
 
-def _waits(conn: Connection, metric_id: str | None = None) -> dict[str, float]:
-    """The patience of one metric or of all."""
+def _waits(conn: Connection, *metric_ids: str) -> dict[str, float]:
+    """The patience of some metrics, or of all where none are named."""
     metrics = schema.metrics
     query = select(metrics.c.id, metrics.c.definition)
-    rows = conn.execute(query if metric_id is None else query.where(metrics.c.id == metric_id))
-    return {name: patience(json.loads(text).get("interval_agent_push", 0)) for name, text in rows.all()}
+    rows = conn.execute(query.where(metrics.c.id.in_(metric_ids)) if metric_ids else query)
+    return {name: _wait(text) for name, text in rows.all()}
+
+
+@lru_cache(maxsize=8192)
+def _wait(definition: str) -> float:
+    """Read once: with thousands of metrics it is a sixth of an answer."""
+    return patience(json.loads(definition).get("interval_agent_push", 0))
 
 
 def _raw(conn: Connection, metric_id: str, window: Window, agent_id: str | None) -> dict[str, Any]:
@@ -196,38 +256,49 @@ def _row(row: Row[Any]) -> dict[str, Any]:
 
 def _points(buckets: Mapping[int, Sums]) -> list[dict[str, Any]]:
     """Hours or days in their order; the text of a day is made once, for there may be a year of hours."""
-    dates = {day: iso(day)[:11] for day in {floor(start, DAY) for start in buckets}}
-    return [
-        _point(f"{dates[floor(start, DAY)]}{start % DAY // HOUR:02}:00:00.000Z", sums)
-        for start, sums in sorted(buckets.items())
-    ]
+    points: list[dict[str, Any]] = []
+    end, date = 0, ""
+    for start in sorted(buckets):
+        if start >= end:
+            end, date = floor(start, DAY) + DAY, iso(start)[:11]
+        points.append(_point(f"{date}{start % DAY // HOUR:02}:00:00.000Z", buckets[start]))
+    return points
 
 
 def _point(start: str, sums: Sums) -> dict[str, Any]:
     mean = sums.total / sums.n if sums.n else None
-    return {"start": start, **_told(sums), "n": sums.n, "mean": mean, "low": sums.low, "high": sums.high}
+    return {
+        "start": start,
+        "up": _short(sums.up),
+        "degraded": _short(sums.degraded),
+        "down": _short(sums.down),
+        "unknown": _short(sums.unknown),
+        "n": sums.n,
+        "mean": mean,
+        "low": sums.low,
+        "high": sums.high,
+    }
 
 
 def _seconds(sums: Sums) -> dict[str, Any]:
     percent = sums.percent
-    found = _told(sums)
-    return {**found, "uptime_pct": None if percent is None else round(percent, 3)}
+    found: dict[str, Any] = _told(sums)
+    found["uptime_pct"] = None if percent is None else round(percent, 3)
+    return found
 
 
 def _told(sums: Sums) -> dict[str, float]:
     return {
-        "up": round(sums.up, 3),
-        "degraded": round(sums.degraded, 3),
-        "down": round(sums.down, 3),
-        "unknown": round(sums.unknown, 3),
+        "up": _short(sums.up),
+        "degraded": _short(sums.degraded),
+        "down": _short(sums.down),
+        "unknown": _short(sums.unknown),
     }
 
 
-def _all(parts: Iterable[Sums]) -> Sums:
-    found = Sums()
-    for each in parts:
-        found.merge(each)
-    return found
+def _short(seconds: float) -> float:
+    """Milliseconds are enough; most are whole seconds, and rounding costs more than asking that."""
+    return round(seconds, 3) if seconds % 1 else seconds
 
 
 def _since(now: float, days: int) -> int:

@@ -24,8 +24,8 @@ def history_api(database: Database, clock: Clock, token: str | None) -> Blueprin
     face = Blueprint("history", __name__, url_prefix="/api/v1")
     api = _HistoryApi(History(database, clock), clock)
     face.before_request(lambda: admit_reader(token))
-    face.add_url_rule("/metrics/<path:metric_id>/history", "history", api.history)
-    face.add_url_rule("/metrics/<path:metric_id>/uptime", "uptime", api.uptime)
+    face.add_url_rule("/metrics/<opaque:metric_id>/history", "history", api.history)
+    face.add_url_rule("/metrics/<opaque:metric_id>/uptime", "uptime", api.uptime)
     face.add_url_rule("/uptime", "uptimes", api.uptimes)
     return face
 

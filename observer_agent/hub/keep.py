@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Table, and_, bindparam, delete, select
+from sqlalchemy import Column, Connection, Table, and_, bindparam, delete, select
 
-from observer_agent.hub import schema
+from observer_agent.hub import beats, schema
 from observer_agent.hub.database import Database
 from observer_agent.hub.partitions import drop_before
 
@@ -38,9 +38,8 @@ def forget(database: Database, keep: Keep, now: float, rolled: int) -> int:
     for table, age in ((schema.hours, keep.hours), (schema.days, keep.days)):
         with database.write() as conn:
             gone += _forget_sums(conn, table, now - age)
-    with database.write() as conn:
-        gone += _forget_events(conn, now - keep.events)
-    return gone
+    gone += database.run(lambda conn: beats.forget(conn, now))
+    return gone + database.run(lambda conn: _forget_events(conn, now - keep.events))
 
 
 def _cutoff(database: Database, before: float, rolled: int) -> float:
@@ -52,15 +51,23 @@ def _cutoff(database: Database, before: float, rolled: int) -> float:
 
 
 def _forget_events(conn: Connection, before: float) -> int:
-    events = schema.events
+    """Events go with what was to be told of them, sent or not, and the attempts of that."""
+    events, outbox, attempts = schema.events, schema.outbox, schema.attempts
     oldest = conn.execute(select(events.c.id, events.c.occurred_at).order_by(events.c.id).limit(BITE))
-    return _drop(conn, events, [row.id for row in oldest if row.occurred_at < before])
+    old = [row.id for row in oldest if row.occurred_at < before]
+    if old:
+        # Named by what holds of them, not one by one: the outbox has no index for that and is read once a bite.
+        going = select(events.c.event_id).where(events.c.id <= max(old), events.c.occurred_at < before)
+        told = list(conn.scalars(select(outbox.c.id).where(outbox.c.event_id.in_(going))))
+        _drop(conn, attempts.c.outbox_id, told)
+        _drop(conn, outbox.c.id, told)
+        _drop(conn, events.c.id, old)
+    return len(old)
 
 
-def _drop(conn: Connection, table: Table, ids: Sequence[int]) -> int:
-    if ids:
-        conn.execute(delete(table).where(table.c.id == bindparam("gone")), [{"gone": each} for each in ids])
-    return len(ids)
+def _drop(conn: Connection, column: Column[int], values: Sequence[int]) -> None:
+    if values:
+        conn.execute(delete(column.table).where(column == bindparam("gone")), [{"gone": each} for each in values])
 
 
 def _forget_sums(conn: Connection, table: Table, before: float) -> int:

@@ -14,24 +14,27 @@ import os
 import uuid
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, text, update
 
 from observer_agent.clock import Clock, iso
 from observer_agent.errors import UsageError
 from observer_agent.hub import audit, schema
 from observer_agent.hub.database import Database
+from observer_agent.hub.hot import Hot
 
 PREFIX = "obs_live_"
+REVISION = "definitions_revision"  # the counter that every change of a definition moves
 GRACE = 86_400.0
 GRACE_MAX = 7 * 86_400.0
 SHOWN = 13, 2  # of a key, at its beginning and at its end
 
 
 class Agent(NamedTuple):
-    """Whose key a request carries."""
+    """Whose key a request carries, and the revision of the definitions when it was looked up."""
 
     id: str
     name: str
+    revision: int = 0
 
 
 class Keys:
@@ -44,11 +47,15 @@ class Keys:
     def agent_of(self, key: str) -> Agent | None:
         """The agent whose key this is, None when nobody's or no longer good."""
         wanted = digest(key)
-        with self._database.read() as conn:
-            row = conn.execute(_WHOSE, {"wanted": wanted}).first()
+        with self._database.glance() as conn:
+            row = _WHOSE(conn, {"wanted": wanted}).first()
         if row is None or not hmac.compare_digest(row.digest, wanted):
             return None
-        return Agent(row.id, row.name) if state(row, self._clock.now()) in ("valid", "expiring") else None
+        return (
+            Agent(row.id, row.name, row.revision or 0)
+            if state(row, self._clock.now()) in ("valid", "expiring")
+            else None
+        )
 
     def create(self, name: str, actor: str) -> str:
         """A new agent and its key, shown this once. Raises UsageError."""
@@ -152,8 +159,9 @@ def _iso(seconds: float | None) -> str | None:
 
 
 _KEY, _AGENT = schema.keys.c, schema.agents.c
-_WHOSE = (
-    select(_KEY.digest, _KEY.expires_at, _KEY.revoked_at, _AGENT.id, _AGENT.name)
+_NOW = select(schema.counters.c.n).where(schema.counters.c.name == text(f"'{REVISION}'")).label("revision")
+_WHOSE = Hot(
+    select(_KEY.digest, _KEY.expires_at, _KEY.revoked_at, _AGENT.id, _AGENT.name, _NOW)
     .join_from(schema.keys, schema.agents)
     .where(_KEY.digest == bindparam("wanted"))
 )

@@ -23,8 +23,8 @@ def keys_api(keys: Keys, token: str | None) -> Blueprint:
     face.register_error_handler(UsageError, _refused)
     face.add_url_rule("", "list", api.list, methods=["GET"])
     face.add_url_rule("", "create", api.create, methods=["POST"])
-    face.add_url_rule("/<path:name>/rotate", "rotate", api.rotate, methods=["POST"])
-    face.add_url_rule("/<path:name>/revoke", "revoke", api.revoke, methods=["POST"])
+    face.add_url_rule("/<opaque:name>/rotate", "rotate", api.rotate, methods=["POST"])
+    face.add_url_rule("/<opaque:name>/revoke", "revoke", api.revoke, methods=["POST"])
     return face
 
 

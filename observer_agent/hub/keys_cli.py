@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import re
 from collections.abc import Iterator
@@ -11,7 +10,8 @@ from typing import Any
 
 import click
 
-from observer_agent.hub.webhook_cli import as_json, guarded
+from observer_agent.hub import asked
+from observer_agent.hub.asked import as_json, guarded
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
@@ -96,14 +96,7 @@ def opened_keys() -> Iterator[tuple[Any, str]]:
     from observer_agent.hub import cli
 
     with cli.opened() as (store, _):
-        yield store.keys, f"cli:{_user()}"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
+        yield store.keys, asked.actor()
 
 
 def _show_key(name: str, made: str, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import insert, select, update
 
 from observer_agent.hub import schema
 from observer_agent.hub.database import Database
+from observer_agent.hub.patient import bearing
 
 
 class Lease:
@@ -38,10 +39,10 @@ class Lease:
         return True
 
     def release(self) -> None:
-        """Lets it go, so that another process need not wait for its end."""
+        """Lets it go, so that another process need not wait for its end, which comes where the database is away."""
         counters = schema.counters
         if self._mine is not None:
-            with self._database.write() as conn:
+            with bearing(), self._database.write() as conn:
                 conn.execute(
                     update(counters).where(counters.c.name == self._name, counters.c.n == self._mine).values(n=0)
                 )

@@ -20,6 +20,7 @@ from observer_agent.clock import Clock
 Network = IPv4Network | IPv6Network
 NAMES_MAX = 20_000
 HOPS_MAX = 20
+KEY_LEAST = 600.0  # a minute, of one process: an agent keeps its connection and so meets one process alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,11 @@ class Rate:
     per_minute: float
     burst: int
 
+    def shared(self, processes: int, least: float = 1.0) -> Rate:
+        """The part of one of several processes, at least `least` a minute unless the whole is less."""
+        part = max(self.per_minute / processes, min(least, self.per_minute))
+        return Rate(part, max(1, math.ceil(self.burst * part / self.per_minute)))
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -37,6 +43,15 @@ class Limits:
     by_key: Rate | None = Rate(6000.0, 3000)
     refused: Rate | None = Rate(20.0, 20)
     trusted: Sequence[Network] = ()
+
+    def shared(self, processes: int) -> Limits:
+        """The limits of one of several processes, each of which counts by itself."""
+        key, refused = self.by_key, self.refused
+        return Limits(
+            by_key=key.shared(processes, KEY_LEAST) if key else None,
+            refused=refused.shared(processes) if refused else None,
+            trusted=self.trusted,
+        )
 
 
 class Buckets:

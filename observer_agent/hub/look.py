@@ -18,11 +18,10 @@ from observer_agent.hub.alerts import read as read_alerts
 from observer_agent.hub.database import Database
 from observer_agent.hub.fencing import is_duplicate
 from observer_agent.hub.machines import unpack
+from observer_agent.hub.rollup import patience
 from observer_agent.hub.store import NO_PROBE, REVISION, UNMANAGED, Agent
 
 ONLINE_SECONDS = 90.0
-STALE_SECONDS = 900.0
-STALE_INTERVALS = 3
 LISTED_QUEUES = 20
 
 
@@ -33,29 +32,53 @@ class Definitions(NamedTuple):
     version: str
 
 
+class _Offer:
+    """All definitions of one revision, and what has been asked of them; agents that no metric names share one answer.
+
+    Read once for all agents: after a change every one of them comes within a heartbeat.
+    """
+
+    def __init__(self, revision: int, rows: list[tuple[str, list[str]]]) -> None:
+        self.revision = revision
+        self._rows = rows
+        self._named = {name for _, names in rows for name in names}
+        self._made: dict[str | None, Definitions] = {}
+
+    def to(self, name: str) -> Definitions:
+        """The definitions for the agent of that name."""
+        who = name if name in self._named else None
+        made = self._made.get(who)
+        if made is None:
+            body = f"[{','.join(text for text, names in self._rows if not names or name in names)}]".encode()
+            made = self._made[who] = Definitions(body, hashlib.sha256(body).hexdigest()[:32])
+        return made
+
+
 class Look:
     """The reading side of the hub."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self._definitions: dict[str, tuple[int, Definitions]] = {}
+        self._offer: _Offer | None = None
 
     def definitions(self, agent: Agent) -> Definitions:
         """The definitions for one agent; kept until any definition changes."""
-        with self._database.read() as conn:
-            counters = schema.counters
-            revision = conn.scalar(select(counters.c.n).where(counters.c.name == REVISION)) or 0
-            known = self._definitions.get(agent.name)
-            if known is None or known[0] != revision:
-                known = self._definitions[agent.name] = revision, _definitions(conn, agent.name)
-        return known[1]
+        offer = self._offer
+        if offer is None or offer.revision != agent.revision:
+            with self._database.read() as conn:
+                offer = self._offer = _Offer(_revision(conn), _offered(conn))
+        return offer.to(agent.name)
 
-    def agents(self) -> list[dict[str, Any]]:
-        """Every agent, by name."""
+    def agents(self, agent_id: str | None = None) -> list[dict[str, Any]]:
+        """Every agent, by name; only the one where one is named."""
+        agents = schema.agents
+        query = select(agents).order_by(agents.c.name)
+        if agent_id is not None:
+            query = query.where(agents.c.id == agent_id)
         with self._database.read() as conn:
-            ledgers, alerts = _by_agent(conn), read_alerts(conn, None)
-            rows = conn.execute(select(schema.agents).order_by(schema.agents.c.name)).mappings()
+            ledgers, alerts = _by_agent(conn, agent_id), read_alerts(conn, None if agent_id is None else [agent_id])
+            rows = conn.execute(query).mappings()
             return [self._agent(row, ledgers.get(row["id"], []), alerts.get(row["id"], {})) for row in rows]
 
     def events(self, limit: int, agent_id: str | None = None, metric_id: str | None = None) -> list[dict[str, Any]]:
@@ -129,35 +152,40 @@ class Look:
         """The last status, `unknown` when its push is older than three push intervals (docs/wire.md)."""
         if row["latest_received_at"] is None:
             return None
-        minutes = json.loads(row["definition"]).get("interval_agent_push", 0)
-        patience = max(STALE_SECONDS, STALE_INTERVALS * 60.0 * minutes)
-        stale = self._clock.now() - row["latest_received_at"] > patience
+        wait = patience(json.loads(row["definition"]).get("interval_agent_push", 0))
+        stale = self._clock.now() - row["latest_received_at"] > wait
         return "unknown" if stale else str(row["latest_status"])
 
 
-def _definitions(conn: Connection, name: str) -> Definitions:
+def _revision(conn: Connection) -> int:
+    return int(conn.scalar(select(schema.counters.c.n).where(schema.counters.c.name == REVISION)) or 0)
+
+
+def _offered(conn: Connection) -> list[tuple[str, list[str]]]:
     metrics = schema.metrics
     query = (
         select(metrics.c.definition, metrics.c.agents)
         .where(metrics.c.managed.is_(True), metrics.c.source_type.not_in((NO_PROBE, UNMANAGED)))
         .order_by(metrics.c.key)
     )
-    rows = [each.definition for each in conn.execute(query) if name in (json.loads(each.agents) or [name])]
-    body = f"[{','.join(rows)}]".encode()
-    return Definitions(body, hashlib.sha256(body).hexdigest()[:32])
+    return [(each.definition, json.loads(each.agents)) for each in conn.execute(query)]
 
 
 def _named(table: Table, *names: str) -> list[Any]:
     return [table.c[name].label(f"{table.name}_{name}") for name in names]
 
 
-def _by_agent(conn: Connection) -> dict[str, list[dict[str, Any]]]:
+def _by_agent(conn: Connection, agent_id: str | None) -> dict[str, list[dict[str, Any]]]:
     """What each agent last reported of each of its queues, the latest reports first, held against what was taken."""
     deliveries, taken = schema.deliveries, schema.taken
     sums = select(taken.c.agent_id, taken.c.queue_id, func.sum(taken.c.last_id - taken.c.first_id + 1).label("n"))
+    if agent_id is not None:
+        sums = sums.where(taken.c.agent_id == agent_id)
     known = sums.group_by(taken.c.agent_id, taken.c.queue_id).subquery()
     same = (known.c.agent_id == deliveries.c.agent_id) & (known.c.queue_id == deliveries.c.queue_id)
     query = select(deliveries, known.c.n).outerjoin(known, same).order_by(deliveries.c.reported_at.desc())
+    if agent_id is not None:
+        query = query.where(deliveries.c.agent_id == agent_id)
     found: dict[str, list[dict[str, Any]]] = {}
     for row in conn.execute(query).mappings():
         listed = found.setdefault(row["agent_id"], [])

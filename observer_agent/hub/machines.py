@@ -2,6 +2,9 @@
 
 Pure: state, signal and time in, state out. An `Alert` is one machine's state; it goes from quiet to open and back, and
 nothing else makes an event. All instants are of the hub's clock, in seconds since 1970: an agent's clock never counts.
+
+Several hubs judge the same agent, and the clock of one may be behind that of another. So what happened and what time
+alone decides never undo one another: where a request opens an alert only time clears it, and the other way round.
 """
 
 from __future__ import annotations
@@ -82,24 +85,27 @@ def uptime(state: Alert, minutes: Minutes, now: float) -> Alert:
 
 
 def offline(state: Alert, last_beat: float | None, now: float, after: float = OFFLINE_SECONDS) -> Alert:
-    """`agent.offline`: no heartbeat of the owning process for `after` seconds; the next one clears it at once.
+    """`agent.offline` as time goes by: opens after `after` seconds without a heartbeat of the owning process.
 
-    An agent that has never been heard is not offline.
+    Nothing but that process's next heartbeat clears it (to `QUIET`): a hub whose clock is a little behind would still
+    see the agent within its 90 s. An agent that has never been heard is not offline.
     """
-    if last_beat is None:
+    if state.is_open or last_beat is None or now - last_beat < after:
         return state
-    silent = now - last_beat >= after
-    if silent == state.is_open:
-        return state
-    return Alert(now) if silent else QUIET
+    return Alert(now)
 
 
 def duplicate_key(state: Alert, seen_at: float | None, now: float) -> Alert:
-    """`agent.duplicate_key`: an older process showed itself at `seen_at`; clears ten minutes after the last sign."""
-    seen = seen_at is not None and now - seen_at < DUPLICATE_SECONDS
-    if seen == state.is_open:
-        return state
-    return Alert(now) if seen else QUIET
+    """`agent.duplicate_key` as time goes by: clears ten minutes after the last sign of an older process, at `seen_at`.
+
+    Nothing but such a sign opens it (`opened`): a hub whose clock is a little behind would still see the last one.
+    """
+    return state if seen_at is not None and now - seen_at < DUPLICATE_SECONDS else QUIET
+
+
+def opened(state: Alert, now: float) -> Alert:
+    """After a sign that opens at once: since then, or since the first such sign."""
+    return state if state.is_open else Alert(now)
 
 
 def _with_hysteresis(state: Alert, bad: bool, calm: bool, now: float) -> Alert:

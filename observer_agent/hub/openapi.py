@@ -138,6 +138,7 @@ OPERATIONS: tuple[Op, ...] = (
     Op("post", f"{_AGENT}/receiver", "push", "One row.", "Accepted", "Row", _PUSHED),
     Op("post", f"{_AGENT}/receiver/batch", "push_batch", "Rows in queue order.", "Accepted", "Batch", _PUSHED),
     Op("post", f"{_AGENT}/heartbeat", "beat", "The agent lives.", "Version", "Heartbeat", _PUSHED[:1]),
+    Op("post", f"{_AGENT}/heartbeat-relay", "relay", "Pings of jobs.", "Relayed", "Pings", _PUSHED[:1]),
     Op("post", f"{_AGENT}/log", "log", "A log line; taken and let go.", "Empty", "LogLine", _PUSHED[:1]),
     Op("get", f"{_V1}/agents", "agents", "Every agent.", "Agents"),
     Op("get", f"{_V1}/events", "events", "Events, newest first.", "Events", asks=("limit", "agent_id", "metric_id")),

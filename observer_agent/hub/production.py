@@ -1,18 +1,25 @@
 """gunicorn as the server: several processes, each a hub of its own over one PostgreSQL.
 
 `run` is `observer-hub serve --server gunicorn`; `app` is for an own command line,
-`gunicorn --worker-class gthread --threads 8 'observer_agent.hub.production:app()'` (never with `--preload`: what runs
-beside the server starts with the application, and threads do not survive a fork).
+`gunicorn --worker-class gthread --threads 8 'observer_agent.hub.production:app("observer.yaml", 2)'` (never with
+`--preload`: what runs beside the server starts with the application, and threads do not survive a fork). Every process
+follows the document; whoever sees a change first applies it, the others find nothing to do.
 """
 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from observer_agent.errors import ConfigError
+from observer_agent.errors import ConfigError, ObserverError
+from observer_agent.hub.follow import Follower
+
+log = logging.getLogger(__name__)
 
 THREADS = 8
 GRACEFUL_SECONDS = 10
@@ -20,8 +27,15 @@ IDLE_SECONDS = 120
 STUCK_SECONDS = 60
 
 
-def app() -> Any:
-    """The application with everything beside it, as one worker process runs it; settings from the environment."""
+def app(file: str | None = None, workers: int = 1) -> Any:
+    """The application with everything beside it, as one of `workers` processes runs it; settings from the environment.
+
+    `file` is the document to follow. Raises ConfigError, and UsageError while there is no database.
+    """
+    return _application(Follower(Path(file)) if file else None, workers)
+
+
+def _application(follow: Follower | None, workers: int) -> Any:
     from observer_agent import logs
     from observer_agent.clock import Clock
     from observer_agent.hub import settings
@@ -36,14 +50,19 @@ def app() -> Any:
     database = open_database(found.database_url)
     store = Store(database, clock)
     ticker = Ticker(store, clock, found.remote_write, found.webhook_allow, keep=found.keep)
+    if follow:
+        follow.join(store)
+        ticker.also("document", follow.step)
     ticker.start()
     atexit.register(database.close)
     atexit.register(ticker.stop)  # runs first
-    return from_settings(store, clock, found)
+    return from_settings(store, clock, replace(found, limits=found.limits.shared(workers)))
 
 
-def run(host: str, port: int, workers: int) -> None:
-    """Serves until SIGTERM; does not return. Raises ConfigError."""
+def run(host: str, port: int, workers: int, follow: Follower | None = None) -> None:
+    """Serves until SIGTERM and follows a document; SIGHUP has it read again by new processes, one by one in place of
+    the old ones. Does not return. Raises ConfigError.
+    """
     try:
         from gunicorn.app.base import BaseApplication
     except ImportError:
@@ -57,20 +76,30 @@ def run(host: str, port: int, workers: int) -> None:
             """Hands each setting to gunicorn."""
             for name, value in _settings(host, port, workers).items():
                 self.cfg.set(name, value)
+            if follow:
+                self.cfg.set("on_reload", lambda arbiter: follow.again())
 
         def load(self) -> Any:
             """The application of one worker process."""
-            return app()
+            try:
+                return _application(follow, workers)
+            except ObserverError as error:
+                # Gunicorn gives up altogether where a worker fails in its own words; so it tries again.
+                log.error("%s", error)
+                sys.exit(1)
 
     Application().run()
 
 
 def _settings(host: str, port: int, workers: int) -> dict[str, Any]:
+    from observer_agent.hub.server import room
+
     return {
         "bind": [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"],
         "workers": workers,
         "worker_class": "gthread",
         "threads": THREADS,
+        "worker_connections": room(),  # of each process; beyond it nobody is let in until another has left
         "keepalive": IDLE_SECONDS,
         "graceful_timeout": GRACEFUL_SECONDS,
         "timeout": STUCK_SECONDS,

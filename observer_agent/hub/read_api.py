@@ -6,12 +6,20 @@ import re
 
 from flask import Blueprint, Response, jsonify, request
 from werkzeug.exceptions import BadRequest, NotFound
+from werkzeug.routing import BaseConverter
 
 from observer_agent.hub.access import admit_reader
 from observer_agent.hub.look import Look
 
 LIMIT_MAX = 10_000
 LIMIT_DEFAULT = 100
+
+
+class Opaque(BaseConverter):
+    """A part of a path that is any text, slashes at its beginning and in a row included: the id of a metric, a name."""
+
+    regex = ".+?"
+    part_isolating = False
 
 
 def read_api(look: Look, token: str | None) -> Blueprint:
@@ -21,7 +29,7 @@ def read_api(look: Look, token: str | None) -> Blueprint:
     face.add_url_rule("/agents", "agents", lambda: jsonify({"agents": look.agents()}))
     face.add_url_rule("/events", "events", lambda: _events(look))
     face.add_url_rule("/metrics", "metrics", lambda: jsonify({"metrics": look.metrics()}))
-    face.add_url_rule("/metrics/<path:metric_id>/pushes", "pushes", lambda metric_id: _pushes(look, metric_id))
+    face.add_url_rule("/metrics/<opaque:metric_id>/pushes", "pushes", lambda metric_id: _pushes(look, metric_id))
     return face
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, select
 
-from observer_agent.document import Document, Metric, Remark, metric_id
+from observer_agent.document import NO_PROBE, Document, Metric, Remark, metric_id
 from observer_agent.hub import schema
 from observer_agent.hub.form import METRIC, PAGE, SECTIONS, Forms
 from observer_agent.nodes import shown
@@ -29,6 +29,8 @@ def resolve(conn: Connection, found: Document, before: Mapping[str, Forms], prun
     look.agents(metrics, agents)
     known = {metric.key for metric in metrics} | (stay[METRIC].keys() - look.renamed)
     services = [look.known_only(each, known, "that neither the documents nor the hub have") for each in found.services]
+    types = {key: form["source_type"] for key, form in stay[METRIC].items()}
+    look.unwatched(services, {**types, **{metric.key: metric.wire["source_type"] for metric in metrics}})
     pages = look.without_taken_subdomains(found.pages, stay[PAGE])
     pages = [look.known_only(each, known, "that neither the documents nor the hub have") for each in pages]
     named = {(item.kind, item.key) for item in (*services, *pages)}
@@ -45,6 +47,7 @@ def within(found: Document) -> Document:
     known = {metric.key for metric in found.metrics}
     for item in (*found.services, *found.pages):
         look.known_only(item, known, "that these documents do not have; `apply` asks the hub")
+    look.unwatched(found.services, {metric.key: metric.wire["source_type"] for metric in found.metrics})
     return replace(found, remarks=found.remarks + tuple(look.remarks))
 
 
@@ -111,6 +114,19 @@ class _References:
             said = f"{what}: it names the metric {shown(body['metric'])} {who}"
             self._say(self._severity, item.source, line, said)
         return item._replace(body={**item.body, section: good}, lines=tuple(lines))
+
+    def unwatched(self, services: Collection[Item], types: Mapping[str, str]) -> None:
+        """Notes the objectives of metrics that no agent of this version looks at."""
+        from observer_agent import probes
+
+        for item in services:
+            for slo, line in zip(item.body["slos"], item.lines, strict=True):
+                source_type = types.get(slo["metric"])
+                if source_type is None or source_type in probes.SOURCES:
+                    continue
+                what = f"service {shown(item.key)}: slo {shown(slo['key'])} is stored and not evaluated"
+                why = "manual: no agent looks at it" if source_type == NO_PROBE else f"of the source type {source_type}"
+                self._say(Severity.NOTE, item.source, line, f"{what}: its metric {shown(slo['metric'])} is {why}")
 
     def stranded(self, kind: str, forms: Forms, going: Collection[str]) -> None:
         """Names what stays in the hub and would lose a metric."""

@@ -93,6 +93,14 @@ class Sums:
         return (self.up + self.degraded) / known * 100 if known > 0 else None
 
 
+def together(parts: Iterable[Sums]) -> Sums:
+    """What is known of several parts as one."""
+    found = Sums()
+    for each in parts:
+        found.merge(each)
+    return found
+
+
 def patience(push_minutes: float) -> float:
     """For how many seconds a status holds without another row: three push intervals, at least 15 minutes."""
     return min(PATIENCE_MAX, max(STALE_SECONDS, STALE_INTERVALS * 60.0 * push_minutes))
@@ -125,6 +133,14 @@ def stretch(held: Held, end: float) -> list[Span]:
     known = max(held.at, min(held.until, end))
     spans = [Span(held.at, known, _WORDS.get(Status(held.status), UNKNOWN)), Span(known, end, UNKNOWN)]
     return [span for span in spans if span.end > span.start]
+
+
+def rest(held: Held, begin: float, end: float) -> tuple[str, float, float]:
+    """What `stretch` says, summed up from `begin` on: the word of the status, its seconds, the unknown ones after."""
+    known = max(held.at, min(held.until, end))
+    seconds = known - max(held.at, begin)
+    silent = end - max(known, begin)
+    return _WORDS.get(held.status, UNKNOWN), max(0.0, seconds), max(0.0, silent)  # type: ignore[call-overload]
 
 
 def split(span: Span, size: int) -> Iterator[tuple[int, float]]:

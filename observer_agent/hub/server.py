@@ -9,21 +9,22 @@ from __future__ import annotations
 import logging
 import resource
 import socket
+from functools import partial
 from typing import Any
 
-from waitress import wasyncore
 from waitress.channel import HTTPChannel
 from waitress.server import create_server
 from waitress.task import ErrorTask
 
 from observer_agent.errors import UsageError
 from observer_agent.hub.app import CODES
+from observer_agent.hub.sockets import Loop, Side
 from observer_agent.worker import spawn
 
 log = logging.getLogger(__name__)
 
 THREADS = 8
-CONNECTIONS = 4000
+CONNECTIONS = 30_000  # an agent keeps one for heartbeats, and others for two minutes after they were used
 IDLE_SECONDS = 120
 STOP_SECONDS = 2.0
 BODY_MAX = 4 * 1024 * 1024  # what the application refuses as too large it can refuse politely up to here
@@ -36,20 +37,21 @@ class Server:
     def __init__(self, app: Any, host: str, port: int) -> None:
         self._socket = _listen(host, port)
         self.host, self.port = self._socket.getsockname()[:2]
-        self._map: dict[int, Any] = {}
+        self._loop = Loop()
         self._stopping = False
         self._server = create_server(
             app,
-            map=self._map,
+            map=self._loop.map,
             sockets=[self._socket],
             threads=THREADS,
-            connection_limit=_room(),
+            connection_limit=room(),
             channel_timeout=IDLE_SECONDS,
             max_request_body_size=BODY_MAX,
             ident=None,
             clear_untrusted_proxy_headers=False,  # `limits.peer` decides whom to believe
         )
-        self._server.channel_class = _Channel
+        self._server.channel_class = partial(_Channel, self._loop)
+        self._loop.watch(self._server)
 
     @property
     def url(self) -> str:
@@ -63,16 +65,19 @@ class Server:
 
     def stop(self) -> None:
         """Ends serving; returns once every connection is closed."""
-        self._stopping = True
-        self._server.pull_trigger()
+        # Said on the loop's own thread: it must not end, and close the trigger, before that was pulled.
+        self._server.trigger.pull_trigger(self._end)
         self._thread.join(2 * STOP_SECONDS)
+
+    def _end(self) -> None:
+        self._stopping = True
 
     def _run(self) -> None:
         while not self._stopping:
-            wasyncore.loop(timeout=30.0, use_poll=True, map=self._map, count=1)
+            self._loop.turn()
         self._socket.close()
         self._server.task_dispatcher.shutdown(timeout=STOP_SECONDS)
-        wasyncore.close_all(self._map)
+        self._loop.close()
 
 
 class _ErrorAsJson(ErrorTask):  # type: ignore[misc]
@@ -91,6 +96,9 @@ class _ErrorAsJson(ErrorTask):  # type: ignore[misc]
 
 class _Channel(HTTPChannel):  # type: ignore[misc]
     error_task_class = _ErrorAsJson
+
+    def __init__(self, loop: Loop, server: Any, sock: socket.socket, addr: Any, adj: Any, map: Any) -> None:
+        super().__init__(Side(server, self, loop), sock, addr, adj, map=map)
 
 
 def adopt_log() -> None:
@@ -115,7 +123,7 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
 
 
-def _room() -> int:
+def room() -> int:
     """How many connections the limit on open files allows, after raising it as far as it goes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = CONNECTIONS + FILES_BESIDE

@@ -84,7 +84,17 @@ _HEARTBEAT = {
     "custom_probes": many(whole({"name": TEXT}, {"description": TEXT, "has_config_schema": BOOLEAN})),
     "build": whole({}, {"channel": TEXT, "commit": TEXT, "source_hash": TEXT}),
     "delivery": many(ref("Ledger")),
+    "otlp_stats": {"type": "object"},
 }
+_PING = whole(
+    {"token": {"type": "string", "pattern": "^[A-Za-z0-9]{22,64}$"}, "kind": one_of(("success", "start", "fail"))},
+    {
+        "exit_code": maybe({"type": "integer", "minimum": 0, "maximum": 255}),
+        "body": maybe(TEXT),
+        "received_at": INSTANT,
+        "user_agent": maybe(TEXT),
+    },
+)
 _DEFINITION = whole(
     {"id": _METRIC_ID, "source_type": TEXT, "source_config": {"type": "object"}},
     {
@@ -211,6 +221,9 @@ SHAPES: Mapping[str, Schema] = {
     "Stale": whole({"error": {"const": "stale_process"}, "newer_started_at": INSTANT}),
     "Ledger": whole(_LEDGER),
     "Heartbeat": whole({}, {name: maybe(each) for name, each in _HEARTBEAT.items()}),
+    "Ping": _PING,
+    "Pings": whole({"pings": many(ref("Ping"), maxItems=50)}, {"sent_at": INSTANT}),
+    "Relayed": whole({"accepted": COUNT, "rejected": many(whole({"index": COUNT, "code": TEXT}))}),
     "Version": whole({"definitions_version": TEXT}),
     "LogLine": whole({}, {"level": TEXT, "message": TEXT, "timestamp": INSTANT}),
     "Empty": whole({}),

@@ -7,18 +7,18 @@ the hub's clock. Whoever changes a state holds the agent's row, so that several 
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, Select, bindparam, select
+from sqlalchemy import Connection, Row, Select, TextClause, select, text
 
 from observer_agent.clock import iso
 from observer_agent.hub import schema
 from observer_agent.hub.alerts import lock
-from observer_agent.hub.database import Database
-from observer_agent.hub.database import insert as upsert
+from observer_agent.hub.database import POSTGRESQL, Database
 from observer_agent.hub.events import NO_DATA, STATUS_CHANGED, Event, emit
+from observer_agent.hub.hot import Bulk, Hot
 from observer_agent.model import Status
 
 WORSE_SECONDS = 60.0
@@ -59,22 +59,43 @@ def judge(state: State | None, status: str, now: float) -> State:
     return State(state.status, state.since, status, began)
 
 
-def heard(conn: Connection, agent_id: str, newest: Sequence[Mapping[str, Any]], now: float) -> list[Mapping[str, Any]]:
+class Standing(NamedTuple):
+    """What is known of a metric: whether it is listed, its last row of one agent, the status in force there."""
+
+    listed: bool
+    timestamp: float | None
+    received_at: float | None
+    status: str | None
+    since: float | None
+    candidate: str | None
+    candidate_since: float | None
+
+
+def standing(conn: Connection, agent_id: str, metric_ids: Iterable[str]) -> dict[str, Standing]:
+    """What is known of some metrics as one agent sees them."""
+    ids = list(metric_ids)
+    rows = _STANDING(
+        conn,
+        {"agent": agent_id, "ids": ids if conn.dialect.name == POSTGRESQL else json.dumps(ids, ensure_ascii=False)},
+    )
+    return {row[0]: Standing._make(row[1:]) for row in rows}
+
+
+def heard(
+    conn: Connection, agent_id: str, newest: Sequence[tuple[Mapping[str, Any], Standing]], now: float
+) -> list[Mapping[str, Any]]:
     """Judges the last row of each metric of a push, and returns those that are not older than what was known.
 
     A row that comes late says nothing about now. What is stamped in the future counts as of the moment it came.
     """
-    rows = conn.execute(_KNOWN, {"agent": agent_id, "ids": [row["metric_id"] for row in newest]})
-    known = {row[0]: row for row in rows}
     current, moves = [], []
-    for row in newest:
-        _, timestamp, received_at, *held = known.get(row["metric_id"]) or _NEVER
-        if min(row["timestamp"], now) < min(timestamp, received_at):
+    for row, here in newest:
+        if here.timestamp is not None and min(row["timestamp"], now) < min(here.timestamp, here.received_at or now):
             continue
         current.append(row)
-        if held[0] == row["status"] and held[2] is None:
+        if here.status == row["status"] and here.candidate is None:
             continue  # as it was, which is nearly always so
-        before = None if held[0] is None else State(*held)
+        before = None if here.status is None else State(*here[3:])  # type: ignore[arg-type]
         after = judge(before, row["status"], now)
         if after != before:
             moves.append((row, before, after))
@@ -115,10 +136,8 @@ Move = tuple[Any, State | None, State]  # the row that moved it, before, after
 def _keep(conn: Connection, agent_id: str, moves: Sequence[Move], now: float) -> None:
     """Writes states, and the events of those whose status in force has changed."""
     if moves:
-        conn.execute(
-            _writing(conn),
-            [{"metric_id": row["metric_id"], "agent_id": agent_id, **after._asdict()} for row, _, after in moves],
-        )
+        rows = [{"metric_id": row["metric_id"], "agent_id": agent_id, **after._asdict()} for row, _, after in moves]
+        _STATES.rows(conn, rows)
     for row, before, after in moves:
         if before is not None and before.status != after.status:
             _tell(conn, agent_id, row, (before.status, after.status), now)
@@ -141,23 +160,26 @@ def _tell(conn: Connection, agent_id: str, row: Mapping[str, Any], change: tuple
         emit(conn, Event(NO_DATA, now, {**common, "reason": row["reason"], **moment}, agent_id, metric_id))
 
 
-def _writing(conn: Connection) -> Any:
-    """Insert, or replace what stands there."""
-    fresh = upsert(conn, schema.states)
-    names: Iterable[str] = State._fields
-    return fresh.on_conflict_do_update(
-        index_elements=["metric_id", "agent_id"], set_={name: fresh.excluded[name] for name in names}
-    )
-
-
 _states, _latest = schema.states, schema.latest
 _HELD = tuple(_states.c[name] for name in State._fields)
-_NEVER = (None, -math.inf, -math.inf, None, None, None, None)
 _SAME = (_states.c.metric_id == _latest.c.metric_id) & (_states.c.agent_id == _latest.c.agent_id)
-_KNOWN = (
-    select(_latest.c.metric_id, _latest.c.timestamp, _latest.c.received_at, *_HELD)
-    .outerjoin(_states, _SAME)
-    .where(_latest.c.agent_id == bindparam("agent"), _latest.c.metric_id.in_(bindparam("ids", expanding=True)))
+_STATES = Bulk(schema.states, ("metric_id", "agent_id", *State._fields), keys=("metric_id", "agent_id"))
+
+
+def _standing(wanted: str) -> TextClause:
+    """For each of the ids: one look at three tables by their keys."""
+    return text(f"""
+        SELECT wanted.value, m.id IS NOT NULL, l.timestamp, l.received_at,
+            s.status, s.since, s.candidate, s.candidate_since
+        FROM {wanted}
+        LEFT JOIN metrics m ON m.id = wanted.value
+        LEFT JOIN latest l ON l.metric_id = wanted.value AND l.agent_id = :agent
+        LEFT JOIN states s ON s.metric_id = wanted.value AND s.agent_id = :agent
+    """)
+
+
+_STANDING = Hot(
+    _standing("json_each(:ids) AS wanted"), postgresql=_standing("unnest(CAST(:ids AS text[])) AS wanted(value)")
 )
 _WAITING: Select[Any] = (
     select(_states.c.metric_id, _states.c.agent_id, *_HELD, _latest.c.value, _latest.c.timestamp, _latest.c.reason)

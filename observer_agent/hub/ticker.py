@@ -7,6 +7,7 @@ things side by side: whoever changes a row locks it first.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from observer_agent.clock import Clock
@@ -16,6 +17,7 @@ from observer_agent.hub.courier import Courier
 from observer_agent.hub.guard import NOTHING_MORE, Allow, Guard
 from observer_agent.hub.keep import Keep
 from observer_agent.hub.partitions import WEEK
+from observer_agent.hub.patient import patient
 from observer_agent.hub.post import Poster
 from observer_agent.hub.remote import Exporter, Target
 from observer_agent.hub.roller import Roller
@@ -23,9 +25,13 @@ from observer_agent.hub.settings import RemoteWrite
 from observer_agent.hub.store import Store
 from observer_agent.worker import Supervisor, Worker
 
+log = logging.getLogger(__name__)
+
 ALERTS_EVERY = 5.0
 STATUSES_EVERY = 5.0
 PARTS_EVERY = 3600.0
+CLOCKS_EVERY = 900.0
+CLOCKS_DIFFER = 5.0
 STOP_SECONDS = 5.0
 
 
@@ -50,32 +56,34 @@ class Ticker:
 
     def also(self, name: str, step: Callable[[], float]) -> None:
         """One more step on a worker of its own."""
-        self._supervisor.add(Worker(name, step, self._clock))
+        self._supervisor.add(Worker(name, patient(step), self._clock))
 
     def start(self) -> None:
         """Starts every worker."""
-        self._supervisor.add(Worker("alerts", self._alerts, self._clock))
-        self._supervisor.add(Worker("statuses", self._statuses, self._clock))
-        self._supervisor.add(Worker("parts", self._parts, self._clock))
-        self._supervisor.add(Worker("roll", self._roller.step, self._clock))
+        self.also("alerts", self._alerts)
+        self.also("statuses", self._statuses)
+        self.also("parts", self._parts)
+        self.also("clocks", self._clocks)
+        self.also("roll", self._roller.step)
         self._supervisor.add(self._courier.worker)
         if self._exporter:
-            self._supervisor.add(Worker("export", self._exporter.step, self._clock))
+            self.also("export", self._exporter.step)
 
     def stop(self) -> None:
-        """Ends the workers; waits for what they do at this moment."""
+        """Ends the workers; waits for what they do at this moment, for all of them together `STOP_SECONDS`."""
         workers = list(self._supervisor.workers.values())
         for worker in workers:
             worker.stop()
+        until = self._clock.monotonic() + STOP_SECONDS
         for worker in workers:
-            worker.join(STOP_SECONDS)
+            worker.join(until - self._clock.monotonic())
         self._courier.stop()
         self._roller.stop()
         if self._exporter:
             self._exporter.stop()
 
     def _alerts(self) -> float:
-        self._store.judge.tick(self._store.database, self._clock.now())
+        self._store.judge.tick(self._store.database, self._clock)
         return ALERTS_EVERY
 
     def _parts(self) -> float:
@@ -83,6 +91,17 @@ class Ticker:
         for weeks in (0, 1, 2):
             self._store.partitions.ensure(self._clock.now() + weeks * WEEK)
         return PARTS_EVERY
+
+    def _clocks(self) -> float:
+        """Each hub judges by its own clock, and they all look at the same instants."""
+        ahead = self._store.database.ahead(self._clock.now)
+        if abs(ahead) > CLOCKS_DIFFER:
+            log.warning(
+                "The clock here is %.0f s %s that of the database server; alerts and webhooks need clocks that agree",
+                abs(ahead),
+                "ahead of" if ahead > 0 else "behind",
+            )
+        return CLOCKS_EVERY
 
     def _statuses(self) -> float:
         statuses.tick(self._store.database, self._clock.now())

@@ -10,23 +10,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
-from werkzeug.exceptions import BadRequest, UnsupportedMediaType
+from werkzeug.exceptions import BadRequest
 
 from observer_agent.errors import UsageError
 from observer_agent.hub import wire
-from observer_agent.hub.access import admit_reader
+from observer_agent.hub.access import admit_writer
 from observer_agent.hub.webhooks import FIELDS, LOG_LIMIT, Taken, Unknown, Wanted, Webhooks, new_secret
 
 ACTOR = "api"
 LIMIT_MAX = 1000
-READS = ("GET", "HEAD", "OPTIONS")
 
 
 def webhook_api(webhooks: Webhooks, token: str | None) -> Blueprint:
     """The endpoints, over the webhooks of a hub."""
     face = Blueprint("webhooks", __name__, url_prefix="/api/v1/webhooks")
     api = _WebhookApi(webhooks)
-    face.before_request(lambda: _admit(token))
+    face.before_request(lambda: admit_writer(token))
     face.register_error_handler(UsageError, _refused)
     face.add_url_rule("", "list", api.list, methods=["GET"])
     face.add_url_rule("", "create", api.create, methods=["POST"])
@@ -93,12 +92,6 @@ class _WebhookApi:
             raise BadRequest(f"limit must be a number from 1 to {LIMIT_MAX}")
         found = self._webhooks.deliveries(ref, int(text), request.args.get("event_id"))
         return jsonify({"deliveries": found})
-
-
-def _admit(token: str | None) -> None:
-    admit_reader(token)
-    if request.method not in READS and request.mimetype != "application/json":
-        raise UnsupportedMediaType("a write needs the header Content-Type: application/json")
 
 
 def _refused(error: UsageError) -> tuple[Response, int]:

@@ -6,34 +6,21 @@ What is laid out here is delivered by the hub that serves the same database.
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import wraps
 from typing import Any
 
 import click
 
 from observer_agent.errors import UsageError
+from observer_agent.hub import asked
+from observer_agent.hub.asked import as_json, guarded
 
 TEST_SECONDS = 15.0
 LOOK_SECONDS = 0.2
 
 
-def guarded(command: Callable[..., object]) -> Callable[..., None]:
-    """As in `cli.py`, which imports this file and so cannot be imported before a command runs."""
-
-    @wraps(command)
-    def call(*args: Any, **kwargs: Any) -> None:
-        from observer_agent.hub import cli
-
-        cli.guarded(command)(*args, **kwargs)
-
-    return call
-
-
-as_json = click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 secret_option = click.option("--secret", metavar="-", help="`-` reads the secret from stdin; never the secret itself.")
 
 
@@ -189,17 +176,7 @@ def managed() -> Iterator[tuple[Any, str]]:
     from observer_agent.hub.webhooks import Webhooks
 
     with opened() as (store, found):
-        yield Webhooks(store.database, Clock(), found.webhook_allow), f"cli:{_user()}"
-
-
-def _user() -> str:
-    """Who runs this, by the process's own user: the environment may say anything."""
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
+        yield Webhooks(store.database, Clock(), found.webhook_allow), asked.actor()
 
 
 def _read_secret(given: str | None, unwanted: bool = False) -> str | None:

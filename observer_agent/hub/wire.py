@@ -26,6 +26,7 @@ LISTED_MAX = 100
 ROW_ID_MAX = 2**63 - 1
 COUNT_MAX = 2**53
 LATEST = 253_402_300_799.0  # the last second of the year 9999
+_STATUSES = frozenset(Status)
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _RANGE = re.compile(r"(0|[1-9][0-9]{0,18})(?:-(0|[1-9][0-9]{0,18}))?")
 
@@ -160,7 +161,7 @@ def _metric_id(value: object) -> str:
 
 def _status(value: object) -> str:
     text = _text("status", value)
-    if text not in tuple(Status):
+    if text not in _STATUSES:
         raise _Bad("status", Code.UNKNOWN_VALUE)
     return text
 
@@ -205,7 +206,7 @@ def _float(value: int | float) -> float | None:
 
 def _storable(text: str) -> bool:
     """No NUL and no half of a surrogate pair: databases refuse them."""
-    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+    return "\0" not in text and (text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text))
 
 
 def clean(text: str, limit: int) -> str:

@@ -26,16 +26,22 @@ from observer_agent.probes import (
     icmp,
     loki,
     mtls_http,
+    otlp,
     prometheus,
     tcp,
     tls_cert,
     websocket,
 )
+from observer_agent.probes._evidence import facts, shown
+from observer_agent.probes._otlp import Receiver
 from observer_agent.probes._reasons import Reason
 from observer_agent.probes._registry import Registry
 from observer_agent.probes._tools import Tools
 
-__all__ = ["SOURCES", "Prober", "Reason", "Registry", "SourceType", "Tools", "UnknownSourceType", "parse"]
+__all__ = [
+    "SOURCES", "Prober", "Reason", "Receiver", "Registry", "SourceType", "Tools", "UnknownSourceType",
+    "facts", "parse", "shown",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +74,7 @@ SOURCES: Final[Mapping[str, SourceType]] = MappingProxyType(
         "websocket": SourceType(websocket.parse, websocket.probe),
         "mtls_http": SourceType(mtls_http.parse, mtls_http.probe),
         "host": SourceType(host.parse, host.probe),
+        "otlp": SourceType(otlp.parse, otlp.probe),
     }
 )
 

@@ -56,6 +56,7 @@ class Response:
     def __init__(self, stream: Stream, reader: _Reader, status: int, headers: dict[str, str]) -> None:
         self.status = status
         self.headers = headers
+        self.request: Request | None = None  # what it answers
         self._stream = stream
         self._reader = reader
         self._bodiless = False
@@ -82,23 +83,41 @@ class Response:
 
     def body(self, limit: int) -> bytes:
         """The body, at most `limit` bytes of it; raises Failed where it ends early."""
+        return b"".join(self._pieces(limit))
+
+    def glimpse(self, limit: int) -> bytes:
+        """What comes of a body that nothing depends on, at most `limit` bytes; empty where it is compressed."""
+        if self._compressed:
+            return b""
+        taken: list[bytes] = []
+        try:
+            taken += self._pieces(limit)
+        except Failed:
+            taken.append(self._reader.left(limit))
+        return b"".join(taken)[:limit]
+
+    def plain_body(self, limit: int) -> bytes:
+        """As `body`, for one that will be understood; raises Failed where it comes compressed."""
+        if self._compressed:
+            raise broken("the body is compressed though plain was asked for")
+        return self.body(limit)
+
+    @property
+    def _compressed(self) -> bool:
+        return self.headers.get("content-encoding", "").strip().lower() not in ("", "identity")
+
+    def _pieces(self, limit: int) -> Iterable[bytes]:
         self._stream.run.enter("body")
         length = _content_length(self.headers)
         coding = self.headers.get("transfer-encoding", "").lower()
         if self._bodiless or self.status in _BODILESS:
-            return b""
+            return
         if coding.rpartition(",")[2].strip() == "chunked":
-            return b"".join(self._reader.chunked(limit))
-        if coding or length is None:
-            return self._reader.rest(limit)
-        return self._reader.exactly(min(length, limit))
-
-    def plain_body(self, limit: int) -> bytes:
-        """As `body`, for one that will be understood; raises Failed where it comes compressed."""
-        coding = self.headers.get("content-encoding", "").strip().lower()
-        if coding not in ("", "identity"):
-            raise broken("the body is compressed though plain was asked for")
-        return self.body(limit)
+            yield from self._reader.chunked(limit)
+        elif coding or length is None:
+            yield self._reader.rest(limit)
+        else:
+            yield self._reader.exactly(min(length, limit))
 
 
 def exchange(request: Request, run: Run, tls: Tls | None) -> Response:
@@ -114,6 +133,7 @@ def exchange(request: Request, run: Run, tls: Tls | None) -> Response:
     except BaseException:
         stream.close()
         raise
+    response.request = request
     return response.without_body() if request.method == "HEAD" else response
 
 
@@ -203,6 +223,10 @@ class _Reader:
                 break
             self._buffer += data
         return self._take(min(limit, len(self._buffer)))
+
+    def left(self, limit: int) -> bytes:
+        """What has come and was not taken, at most `limit` bytes."""
+        return bytes(self._buffer[:limit])
 
     def chunked(self, limit: int) -> Iterable[bytes]:
         """The pieces of a chunked body, at most `limit` bytes; trailers are read and dropped."""

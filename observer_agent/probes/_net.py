@@ -71,10 +71,11 @@ def connect(host: str, port: int, run: Run) -> Stream:
             admit(host, address, port, run)
             stream = Stream(_open(address, port, run, run.left() / (len(addresses) - n)), run)
             run.silent = False
-            run.address = f"[{address.host}]:{port}" if ":" in address.host else f"{address.host}:{port}"
+            run.address = _written(address, port)
             return stream
         except Failed as failure:
             failures.append(failure)
+            run.evidence.setdefault("tried", []).append((_written(address, port), failure.reason))
     raise next((failure for failure in failures if failure.fault is Fault.TARGET), failures[-1])
 
 
@@ -101,6 +102,10 @@ def admit(host: str, address: Address, port: int | None, run: Run) -> None:
     if complaint:
         raise Failed(Reason.POLICY_DENIED, complaint)
     run.address = address.host
+
+
+def _written(address: Address, port: int) -> str:
+    return f"[{address.host}]:{port}" if ":" in address.host else f"{address.host}:{port}"
 
 
 def _open(address: Address, port: int, run: Run, seconds: float) -> socket.socket:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 from observer_agent.probes._otlpwire import Malformed, Packed, opened
@@ -30,7 +31,8 @@ class Number(NamedTuple):
     value: float | None
 
 
-class Histogram(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Histogram:
     """Counts between bounds; `total` is the sum of what was observed, which a sender may leave out."""
 
     count: int
@@ -47,7 +49,8 @@ class Buckets(NamedTuple):
     counts: Sequence[int] = ()
 
 
-class Exponential(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Exponential:
     """Counts in buckets that grow by the factor 2 ** (2 ** -scale), around a bucket of zeros."""
 
     count: int
@@ -85,21 +88,29 @@ def read(root: Any, wanted: Callable[[str], bool]) -> Batch:
     """What a request holds; `wanted` says of a metric's name whether its points are looked at. Raises Malformed."""
     found: list[Point] = []
     seen = 0
-    for resource in _listed(_fields(root), "resourceMetrics"):
-        of_resource = _fields(resource)
-        for scope in _listed(of_resource, "scopeMetrics"):
-            of_scope = _fields(scope)
-            for metric in map(_fields, _listed(of_scope, "metrics")):
-                name = _text(metric, "name")
-                points = [(kind, data) for kind in KINDS if (data := metric.get(kind)) is not None]
-                for kind, data in points:
-                    batch = _fields(data)
-                    listed = _listed(batch, "dataPoints")
-                    seen += len(listed)
-                    if wanted(name):
-                        shared = _attributes(of_resource.get("resource")) | _attributes(of_scope.get("scope"))
-                        found.extend(_points(name, shared, kind, batch))
+    for around, metric in _metrics(_fields(root)):
+        name = _text(metric, "name")
+        for kind in KINDS:
+            if metric.get(kind) is None:
+                continue
+            batch = _fields(metric[kind])
+            seen += len(_listed(batch, "dataPoints"))
+            if wanted(name):
+                found.extend(_points(name, _shared(around), kind, batch))
     return Batch(found, seen)
+
+
+def _metrics(root: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, Any], Mapping[str, Any]]]:
+    """Each metric, with the resource and the scope around it."""
+    for resource in map(_fields, _listed(root, "resourceMetrics")):
+        for scope in map(_fields, _listed(resource, "scopeMetrics")):
+            for metric in _listed(scope, "metrics"):
+                yield (resource.get("resource"), scope.get("scope")), _fields(metric)
+
+
+def _shared(around: Sequence[Any]) -> dict[str, str]:
+    """The attributes that all points inside have; the inner ones win."""
+    return {name: value for each in around for name, value in _attributes(each).items()}
 
 
 def _points(name: str, shared: Mapping[str, str], kind: str, batch: Mapping[str, Any]) -> Iterator[Point]:
@@ -127,7 +138,7 @@ def _histogram(point: Mapping[str, Any]) -> Histogram:
     counts = _counts(point)
     if counts and len(counts) != len(bounds) + 1:
         raise Malformed("bucketCounts must have one entry more than explicitBounds")
-    if any(low >= high for low, high in zip(bounds, bounds[1:], strict=False)) or not all(map(math.isfinite, bounds)):
+    if any(low >= high for low, high in pairwise(bounds)) or not all(map(math.isfinite, bounds)):
         raise Malformed("explicitBounds must ascend")
     return Histogram(_count(point, "count"), _float(point, "sum"), bounds, counts, _float(point, "min"))
 

@@ -46,6 +46,14 @@ class Kept:
         return (self.at, self.point.time) >= (other.at, other.point.time)
 
 
+class Requests(NamedTuple):
+    """How many requests came, as the heartbeat tells it."""
+
+    authenticated: int = 0
+    rejected_auth: int = 0
+    rejected_payload: int = 0
+
+
 class Store:
     """See the module. `most` streams are told apart; the one longest without a point is forgotten first."""
 
@@ -60,6 +68,7 @@ class Store:
         self.subscriptions = 0
         self.received = 0
         self.dropped = 0
+        self.requests = Requests()
 
     @property
     def streams(self) -> int:
@@ -89,6 +98,16 @@ class Store:
             used = sum(self._take(_kept(point, arrived, now)) for point in batch.points)
             self.received += batch.seen
             self.dropped += batch.seen - used
+
+    def count(self, authenticated: int = 0, rejected_auth: int = 0, rejected_payload: int = 0) -> None:
+        """One more request of a kind."""
+        with self._lock:
+            was = self.requests
+            self.requests = Requests(
+                was.authenticated + authenticated,
+                was.rejected_auth + rejected_auth,
+                was.rejected_payload + rejected_payload,
+            )
 
     def newest(self, want: Want) -> Kept | None:
         """The freshest point of a definition."""

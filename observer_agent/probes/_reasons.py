@@ -166,6 +166,12 @@ class Reason(StrEnum):
     CUSTOM_PROBE_TIMEOUT = "custom_probe_timeout"
     CUSTOM_PROBE_ERROR = "custom_probe_error"
     CUSTOM_PROBE_BAD_RETURN = "custom_probe_bad_return"
+    # otlp
+    OTLP_RECEIVER_DISABLED = "otlp_receiver_disabled"
+    OTLP_NO_SAMPLES = "otlp_no_samples"
+    OTLP_STALE = "otlp_stale"
+    OTLP_AGGREGATION_UNAVAILABLE = "otlp_aggregation_unavailable"
+    PUSH_SOURCE_INIT_FAILED = "push_source_init_failed"
     # grpc
     METADATA_REF_MISSING = "metadata_ref_missing"
     METADATA_REF_INVALID = "metadata_ref_invalid"
@@ -232,6 +238,7 @@ _ELSEWHERE: Final[Mapping[Fault, tuple[Reason, ...]]] = MappingProxyType(
             Reason.HOST_READ_ERROR,
             Reason.ICMP_PRIVILEGE_DENIED,
             Reason.ICMP_UNAVAILABLE,
+            Reason.PUSH_SOURCE_INIT_FAILED,
         ),
         Fault.CONFIG: (
             Reason.UNKNOWN_SOURCE_TYPE,
@@ -300,6 +307,9 @@ _ELSEWHERE: Final[Mapping[Fault, tuple[Reason, ...]]] = MappingProxyType(
             Reason.CUSTOM_PROBE_NOT_FOUND,
             Reason.CUSTOM_PROBE_CONFIG_INVALID,
             Reason.CUSTOM_PROBE_BAD_RETURN,
+            Reason.OTLP_RECEIVER_DISABLED,
+            Reason.OTLP_NO_SAMPLES,
+            Reason.OTLP_AGGREGATION_UNAVAILABLE,
         ),
     }
 )

@@ -126,7 +126,17 @@ def wrap(stream: Stream, tls: Tls, host: str) -> None:
         stream.sock = sock
         sock.do_handshake()
     except OSError as error:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            stream.run.evidence["certificate"] = _unbelieved(sock)
         raise explain(error) from None
+    stream.run.evidence["tls"] = (sock.version(), (sock.cipher() or ("",))[0])
+    stream.run.evidence["certificate"] = sock.getpeercert(binary_form=True)
+
+
+def _unbelieved(sock: Any) -> bytes | None:
+    """The certificate that a server has shown in vain; before Python 3.13 there is no public name for it."""
+    chain: list[Any] = getattr(sock._sslobj, "get_unverified_chain", list)() or []
+    return ssl.PEM_cert_to_DER_cert(chain[0].public_bytes()) if chain else None
 
 
 def _explain(error: OSError, run: Run, mtls: bool) -> Failed:

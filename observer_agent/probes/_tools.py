@@ -15,6 +15,7 @@ from observer_agent.model import Reading
 from observer_agent.policy import Policy
 from observer_agent.probes._counters import Counters
 from observer_agent.probes._disks import Disks
+from observer_agent.probes._otlp import Receiver
 from observer_agent.probes._reasons import SILENT, Failed, Reason, from_os_error, timed_out
 from observer_agent.probes._registry import Registry
 from observer_agent.probes._tls import Contexts
@@ -58,7 +59,7 @@ class Tools:
 
     def __init__(
         self, *, clock: Clock, resolver: Resolver, env: Mapping[str, str], redact: Redactor, settings: Settings,
-        policy: Policy | None = None, custom: Registry | None = None,
+        policy: Policy | None = None, custom: Registry | None = None, otlp: Receiver | None = None,
     ) -> None:
         self.clock = clock
         self.resolver = resolver
@@ -67,6 +68,7 @@ class Tools:
         self.settings = settings
         self.policy = policy or Policy()
         self.custom = custom or Registry(clock)
+        self.otlp = otlp
         self.wallet = Wallet()
         self.contexts = Contexts()
         self.counters = Counters()
@@ -86,6 +88,7 @@ class Run:
         "_since",
         "address",
         "deadline",
+        "evidence",
         "other",
         "silent",
         "started",
@@ -101,6 +104,7 @@ class Run:
         self._phase = ""
         self.address = ""  # the last one that was tried
         self.silent = False  # nothing came back from it
+        self.evidence: dict[str, Any] = {}  # what _evidence.facts understands; raw, it costs nothing until it is asked
         self.started = self._since = self._monotonic()
 
     def restart(self) -> None:
@@ -144,7 +148,14 @@ class Run:
     def gave(self, value: float, **detail: Any) -> Reading:
         """The reading of a look that succeeded."""
         self.enter("")
-        return Reading(value, phases=self._rounded(), detail=detail, address=self.address, silent=self.silent)
+        return Reading(
+            value,
+            phases=self._rounded(),
+            detail=detail,
+            address=self.address,
+            silent=self.silent,
+            evidence=self.evidence,
+        )
 
     def failed(self, failure: Failed, **detail: Any) -> Reading:
         """The reading of a look that failed."""
@@ -158,6 +169,7 @@ class Run:
             detail=detail,
             address=self.address,
             silent=self.silent,
+            evidence=self.evidence,
         )
 
     def _rounded(self) -> dict[str, float]:

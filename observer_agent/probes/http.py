@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from observer_agent.model import Reading
-from observer_agent.probes import _extract, _mtls, _secrets
+from observer_agent.probes import _evidence, _extract, _mtls, _secrets
 from observer_agent.probes._config import Fields
 from observer_agent.probes._headers import Pairs, parse_headers, parse_refs
 from observer_agent.probes._http import Request, Response, exchange
@@ -112,12 +112,15 @@ class _Hops:
         while True:
             response = self._ask()
             location = response.headers.get("location")
-            if not (self._config.follow_redirects and 300 <= response.status < 400 and location):
+            onward = location if self._config.follow_redirects and 300 <= response.status < 400 else None
+            if onward or hops:
+                _evidence.add_hop(response, self._run)
+            if not onward:
                 return response
             response.close()
             if hops == HOPS:
                 raise Failed(Reason.TOO_MANY_REDIRECTS, f"the server redirects more than {HOPS} times")
-            self._move(location)
+            self._move(onward)
             hops = known["hops"] = hops + 1
 
     def _ask(self) -> Response:
@@ -142,11 +145,12 @@ def _judge(config: HttpConfig, response: Response, run: Run, known: dict[str, An
     took = run.ms()
     known["status"] = response.status
     if response.status not in config.expected_status:
+        _glimpse(response, run)
         raise Failed(unexpected_status(response.status), f"the server answered {response.status}")
     if config.json_path is not None:
         return _number(config, response, run, {**known, "response_time_ms": took})
     if config.body_match:
-        _match(config, response.plain_body(MATCH_LIMIT))
+        _match(config, response, run, response.plain_body(MATCH_LIMIT))
     else:
         _take_rest(response, run)
     return run.gave(took, **known)
@@ -155,16 +159,26 @@ def _judge(config: HttpConfig, response: Response, run: Run, known: dict[str, An
 def _number(config: HttpConfig, response: Response, run: Run, known: dict[str, Any]) -> Reading:
     known["content_type"] = response.media_type
     body = response.plain_body(_extract.BODY_LIMIT)
-    _match(config, body)
+    _match(config, response, run, body)
     try:
         return run.gave(_extract.number(body, config.json_path or (), run), **known)
     except Failed as failure:
+        _evidence.add_body(response, run, body)
         return run.failed(failure, **known)
 
 
-def _match(config: HttpConfig, body: bytes) -> None:
+def _match(config: HttpConfig, response: Response, run: Run, body: bytes) -> None:
     if config.body_match not in body[:MATCH_LIMIT]:
+        _evidence.add_body(response, run, body)
         raise Failed(Reason.BODY_MISMATCH, f"the text is not in the first {MATCH_LIMIT} bytes of the body")
+
+
+def _glimpse(response: Response, run: Run) -> None:
+    """Takes the beginning of a body that is not judged, as evidence, briefly."""
+    silent = run.silent
+    run.hurry(COURTESY)
+    _evidence.add_body(response, run, response.glimpse(_evidence.WINDOW))
+    run.silent = silent  # what the body does is no news about the target
 
 
 def _take_rest(response: Response, run: Run) -> None:

@@ -4,6 +4,7 @@
     parts.py       what every view is handed; a page or its live part of a template
     agents.py      the overview, the agents, one agent
     metrics.py     the metrics, one metric
+    services.py    the services and their objectives, one service, which status pages there are
     journal.py     events and the audit log
     hooks.py       webhooks and their deliveries
     keyring.py     keys of agents
@@ -25,7 +26,7 @@ from werkzeug.exceptions import HTTPException
 
 from observer_agent import __version__
 from observer_agent.clock import Clock
-from observer_agent.hub.console import words
+from observer_agent.hub.console import draw, words
 from observer_agent.hub.console.agents import Agents
 from observer_agent.hub.console.door import FIELD, POLICY, Door, own_form_token, wants_html
 from observer_agent.hub.console.hooks import Hooks
@@ -33,12 +34,14 @@ from observer_agent.hub.console.journal import Journal
 from observer_agent.hub.console.keyring import Keyring
 from observer_agent.hub.console.metrics import Metrics
 from observer_agent.hub.console.parts import Parts
+from observer_agent.hub.console.services import Services
 from observer_agent.hub.console.status import Status
 
 PAGES = (
     ("overview", "Overview"),
     ("agents", "Agents"),
     ("metrics", "Metrics"),
+    ("services", "Services"),
     ("events", "Events"),
     ("webhooks", "Webhooks"),
     ("keys", "Keys"),
@@ -79,15 +82,19 @@ def _doors(face: Blueprint, door: Door) -> None:
 
 def _views(face: Blueprint, parts: Parts) -> None:
     agents, metrics, journal = Agents(parts), Metrics(parts), Journal(parts)
-    hooks, keyring, status = Hooks(parts), Keyring(parts), Status(parts)
+    hooks, keyring, status, services = Hooks(parts), Keyring(parts), Status(parts), Services(parts)
     face.add_url_rule("/", "overview", agents.overview)
     face.add_url_rule("/console/agents", "agents", agents.index)
     face.add_url_rule("/console/agent", "agent", agents.detail)
     face.add_url_rule("/console/metrics", "metrics", metrics.index)
     face.add_url_rule("/console/metric", "metric", metrics.detail)
+    face.add_url_rule("/console/services", "services", services.index)
+    face.add_url_rule("/console/service", "service", services.detail)
     face.add_url_rule("/console/events", "events", journal.events)
     face.add_url_rule("/console/webhooks", "webhooks", hooks.page, methods=["GET"])
     face.add_url_rule("/console/webhooks", "create_webhook", hooks.create, methods=["POST"])
+    face.add_url_rule("/console/webhook", "webhook", hooks.detail, methods=["GET"])
+    face.add_url_rule("/console/webhook", "change_webhook", hooks.change, methods=["POST"])
     face.add_url_rule("/console/webhooks/act", "act_on_webhook", hooks.act, methods=["POST"])
     face.add_url_rule("/console/keys", "keys", keyring.page, methods=["GET"])
     face.add_url_rule("/console/keys", "create_key", keyring.create, methods=["POST"])
@@ -103,12 +110,16 @@ def _teach(setup: BlueprintSetupState, clock: Clock, door: Door) -> None:
     known: dict[str, Any] = {each.__name__: each for each in (*plain, words.stamp)}
     environment = setup.app.jinja_env
     environment.trim_blocks = environment.lstrip_blocks = True
+    environment.finalize = words.straight
     environment.globals.update(
         known,
         when=words.Words(clock).when,
+        strip_paths=draw.strip,
         PAGES=PAGES,
         STATUSES=words.STATUSES,
         PUBLIC=words.PUBLIC,
+        OBJECTIVES=words.OBJECTIVES,
+        public_pages=door.public_pages,
         ALERTS=words.ALERTS,
         FIELD=FIELD,
         form_token=own_form_token,

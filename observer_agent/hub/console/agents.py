@@ -26,7 +26,7 @@ class Agents:
 
     def overview(self) -> str:
         """What is wrong first."""
-        agents = self.all()
+        agents = self._known()
         names = {each["id"]: each["name"] for each in agents}
         now = self._parts.clock.now()
         with self._parts.store.database.read() as conn:
@@ -47,13 +47,15 @@ class Agents:
         )
 
     def index(self) -> str:
-        """Every agent, those with trouble first."""
-        return show("agents.html", agents=cut(self.all()))
+        """Every agent, those with trouble first, or those that a filter lets through."""
+        state, text = request.args.get("state", ""), request.args.get("text", "").strip()
+        agents = self._known()
+        wanted = [each for each in agents if _wanted(each, state, text.casefold())]
+        return show("agents.html", agents=cut(wanted), any=bool(agents), state=state, text=text)
 
     def detail(self) -> str:
         """One agent: its facts, what has arrived, its alerts, graphs and events."""
-        asked = request.args.get("id", "")
-        agent = next((each for each in self.all() if each["id"] == asked), None)
+        agent = next(iter(self._known(request.args.get("id", ""))), None)
         if agent is None:
             raise NotFound("there is no such agent")
         length = request.args.get("range", "")
@@ -63,13 +65,11 @@ class Agents:
         charts = self._charts(agent["id"], BEATS_SECONDS[length])
         return show("agent.html", agent=agent, events=events, charts=charts, range=length, ranges=list(BEATS_SECONDS))
 
-    def all(self) -> list[dict[str, Any]]:
-        """The agents as `Look` knows them, with their deliveries summed up, those with trouble first."""
-        agents = [{**each, "seen": _seen(each), "sum": facts.delivery(each["delivery"])} for each in self._look()]
+    def _known(self, agent_id: str | None = None) -> list[dict[str, Any]]:
+        """The agents as `Look` knows them, or one, with their deliveries summed up, those with trouble first."""
+        found = self._parts.look.agents(agent_id)
+        agents = [{**each, "seen": _seen(each), "sum": facts.delivery(each["delivery"])} for each in found]
         return sorted(agents, key=lambda each: (not each["alerts"], words.STATUSES[each["seen"]].rank))
-
-    def _look(self) -> list[dict[str, Any]]:
-        return self._parts.look.agents()
 
     def _charts(self, agent_id: str, seconds: float) -> list[dict[str, Any]]:
         now = self._parts.clock.now()
@@ -88,6 +88,13 @@ def _chart(title: str, points: list[draw.Point], when: tuple[float, float], say:
     most = max(value for _, value in points)
     said = f"{say(points[-1][1])} at last, at most {say(most)}"
     return {"title": title, "curve": curve, "said": said, "low": say(low), "high": say(high), "when": when}
+
+
+def _wanted(agent: dict[str, Any], state: str, text: str) -> bool:
+    trouble = bool(agent["alerts"]) or agent["seen"] == "offline"
+    if state and (not trouble if state == "wrong" else agent["seen"] != state):
+        return False
+    return any(text in (agent[name] or "").casefold() for name in ("name", "hostname", "version", "id"))
 
 
 def _seen(agent: dict[str, Any]) -> str:

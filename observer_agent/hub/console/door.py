@@ -37,6 +37,7 @@ class Door:
         self._token = token
         self._sessions = Sessions(database, clock, token) if token is not None else None
         self._attempts = Attempts(clock)
+        self.public_pages = public_pages
         self._public = (*PUBLIC, "console.static") if public_pages else ()
 
     @property

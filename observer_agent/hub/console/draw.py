@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 Point = tuple[float, float]
@@ -77,6 +77,17 @@ class Bar(NamedTuple):
     x: float
     bad: float
     kind: str
+
+
+def strip(bars: Iterable[Bar], height: float = 30.0, width: float = 8.0) -> tuple[str, str]:
+    """The path data of the days of which something is known and of those of which nothing is, each as one path."""
+    known, empty = [], []
+    for each in bars:
+        if each.kind in ("none", "unknown"):
+            empty.append(f"M{each.x:g} {height * 0.8:g}h{width:g}v{height * 0.2:g}h-{width:g}z")
+        else:
+            known.append(f"M{each.x:g} 0h{width:g}v{height:g}h-{width:g}z")
+    return "".join(known), "".join(empty)
 
 
 def bar(x: float, shares: tuple[float, float, float, float], height: float = 30.0) -> Bar:

@@ -6,16 +6,23 @@ Returns plain data, instants in seconds since 1970. Runs on the threads of the s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
 from observer_agent.hub import schema
 from observer_agent.hub.console.words import STATUSES
-from observer_agent.hub.look import STALE_INTERVALS, STALE_SECONDS
+from observer_agent.hub.difference import flat
+from observer_agent.hub.form import METRIC
+from observer_agent.hub.rollup import patience
+from observer_agent.logs import HIDDEN, Redactor
 
-HOUR, DAY = 3600, 86400
+# fields of configurations that people put secrets into
+SECRET = re.compile("secret|password|passphrase|token|credential|auth|header|body|key|dsn|connection_string", re.I)
+SETTING_MAX = 2000
+NO_DATA = "no_data"
 
 
 class Metric(NamedTuple):
@@ -28,6 +35,14 @@ class Metric(NamedTuple):
     managed: bool
     patience: float
     definition: Mapping[str, Any]
+
+
+class About(NamedTuple):
+    """A metric's description, the agents that it is for (none: every one), and its configuration for people."""
+
+    description: str
+    agents: tuple[str, ...]
+    config: Mapping[str, str]
 
 
 class Entry(NamedTuple):
@@ -48,21 +63,6 @@ class Wish(NamedTuple):
     status: str = ""
     agent_id: str = ""
     text: str = ""
-
-
-class Shares(NamedTuple):
-    """Seconds by status."""
-
-    up: float = 0.0
-    degraded: float = 0.0
-    down: float = 0.0
-    unknown: float = 0.0
-
-    @property
-    def percent(self) -> float | None:
-        """The share that was up or degraded, of what is known."""
-        known = self.up + self.degraded + self.down
-        return (self.up + self.degraded) / known * 100 if known > 0 else None
 
 
 class Delivery(NamedTuple):
@@ -99,6 +99,16 @@ def metric(conn: Connection, metric_id: str) -> Metric | None:
     """One metric by its id."""
     row = conn.execute(select(schema.metrics).where(schema.metrics.c.id == metric_id)).first()
     return None if row is None else _metric(row)
+
+
+def about(conn: Connection, found: Metric) -> About:
+    """What a document says of a metric besides the definition."""
+    objects, metrics = schema.objects, schema.metrics
+    here = (objects.c.kind == METRIC, objects.c.key == found.key)
+    body = conn.scalar(select(objects.c.body).where(*here))
+    agents = json.loads(conn.scalar(select(metrics.c.agents).where(metrics.c.id == found.id)) or "[]")
+    config = found.definition.get("source_config") or {}
+    return About(json.loads(body or "{}").get("description", ""), tuple(agents), dict(settings(config)))
 
 
 def entries(conn: Connection, now: float, metric_ids: Sequence[str] | None = None) -> list[Entry]:
@@ -143,36 +153,6 @@ def tally(found: Iterable[Entry]) -> dict[str, int]:
     return {name: n for name, n in counts.items() if n}
 
 
-def last_values(
-    conn: Connection, found: Sequence[Entry], now: float
-) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """For each entry the hourly means of the last 24 hours, where there are any."""
-    hours = schema.hours
-    columns = (hours.c.metric_id, hours.c.agent_id, hours.c.start, hours.c.total, hours.c.n)
-    ids = list({each.metric.id for each in found})
-    query = select(*columns).where(hours.c.metric_id.in_(ids), hours.c.start > now - DAY, hours.c.n > 0)
-    points: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for metric_id, agent_id, start, total, n in conn.execute(query.order_by(hours.c.start)):
-        points.setdefault((metric_id, agent_id), []).append((start, total / n))
-    return points
-
-
-def daily(conn: Connection, metric_ids: Sequence[str], since: float) -> dict[str, dict[int, Shares]]:
-    """The seconds of each day of some metrics, all agents together."""
-    days = schema.days
-    sums = [func.sum(days.c[name]) for name in Shares._fields]
-    query = select(days.c.metric_id, days.c.start, *sums).where(days.c.metric_id.in_(metric_ids), days.c.start >= since)
-    found: dict[str, dict[int, Shares]] = {}
-    for metric_id, start, *seconds in conn.execute(query.group_by(days.c.metric_id, days.c.start)):
-        found.setdefault(metric_id, {})[int(start)] = Shares(*seconds)
-    return found
-
-
-def together(parts: Iterable[Shares]) -> Shares:
-    """Seconds of several times as one."""
-    return Shares(*(sum(column) for column in zip(*parts, strict=True)))
-
-
 def readings(conn: Connection, metric_id: str, limit: int) -> list[Any]:
     """The last rows of a metric, newest first."""
     pushes = schema.pushes
@@ -182,9 +162,18 @@ def readings(conn: Connection, metric_id: str, limit: int) -> list[Any]:
 
 def _metric(row: Any) -> Metric:
     definition = json.loads(row.definition)
-    patience = max(STALE_SECONDS, STALE_INTERVALS * 60.0 * definition.get("interval_agent_push", 0))
+    wait = patience(definition.get("interval_agent_push", 0))
     title = row.title or row.key or row.id
-    return Metric(row.id, row.key, title, row.source_type, row.managed, patience, definition)
+    return Metric(row.id, row.key, title, row.source_type, row.managed, wait, definition)
+
+
+def settings(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A configuration field by field, without what may be a secret: credentials of URLs, headers, passwords, bodies."""
+    redact = Redactor()
+    for name, value in flat(config).items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        hidden = SECRET.search(name) and not name.endswith("_ref")
+        yield name, HIDDEN if hidden else redact(text)[:SETTING_MAX]
 
 
 def _haystack(each: Entry, names: Mapping[str, str]) -> str:
@@ -235,7 +224,8 @@ def _told(row: Any, names: Mapping[str, str], titles: Mapping[str, str]) -> Told
     agent = (row.agent_id, names.get(row.agent_id) or data.get("agent_name") or row.agent_id) if row.agent_id else None
     title = titles.get(row.metric_id) or data.get("metric_title") or row.metric_id
     metric = (row.metric_id, title) if row.metric_id else None
-    return Told(row.occurred_at, row.event_type, agent, metric, str(data.get("state") or ""), _said(data))
+    state = NO_DATA if row.event_type == f"metric.{NO_DATA}" else data.get("state") or data.get("new_status") or ""
+    return Told(row.occurred_at, row.event_type, agent, metric, str(state), _said(data))
 
 
 def _said(data: Mapping[str, Any]) -> str:

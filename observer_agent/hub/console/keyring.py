@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from flask import redirect, request, url_for
 from werkzeug.wrappers import Response as Answer
 
 from observer_agent.errors import UsageError
-from observer_agent.hub.console.parts import ACTOR, Parts, show
+from observer_agent.hub.console.parts import ACTOR, Parts, cut, show
 
 
 class Keyring:
@@ -20,7 +21,9 @@ class Keyring:
     def page(self, fresh: tuple[str, str] | None = None, problem: str = "") -> str:
         """Every key, without the key itself; one that was just made is shown, this once."""
         said = "The key is revoked: it is refused from now on." if "revoked" in request.args else ""
-        return show("keys.html", rows=self._keys.list(), fresh=fresh, problem=problem, said=said)
+        text, found = request.args.get("text", "").strip(), self._keys.list()
+        rows = cut([each for each in found if _is_about(each, text.casefold())])
+        return show("keys.html", rows=rows, any=bool(found), text=text, fresh=fresh, problem=problem, said=said)
 
     def create(self) -> str | tuple[str, int]:
         """A new agent and its key."""
@@ -47,3 +50,7 @@ class Keyring:
             return self.page(fresh=(name, make(name)))
         except UsageError as error:
             return self.page(problem=str(error)), 400
+
+
+def _is_about(key: Mapping[str, Any], text: str) -> bool:
+    return any(text in str(key[name]).casefold() for name in ("name", "hint", "state"))

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flask import request
 from werkzeug.exceptions import NotFound
 
 from observer_agent.clock import parse_iso
+from observer_agent.hub import objectives
 from observer_agent.hub.console import draw, facts, words
-from observer_agent.hub.console.facts import DAY, HOUR, Entry, Metric, Shares, Wish
+from observer_agent.hub.console.facts import Entry, Metric, Wish
 from observer_agent.hub.console.parts import Parts, cut, show
 from observer_agent.hub.history import RAW, STEPS, Window
+from observer_agent.hub.rollup import DAY, HOUR, Sums, floor, together
 
 RANGES = {"24h": DAY, "7d": 7 * DAY, "30d": 30 * DAY, "90d": 90 * DAY}
 _STEP = {"24h": RAW, "7d": "hour", "30d": "hour", "90d": "day"}
-_Shares = dict[int, Shares]
+SELECTABLE = 200
 MEANS = {"24h": "Values", "7d": "Hourly means", "30d": "Hourly means", "90d": "Daily means"}
 ROWS_SHOWN = 50
 EVENTS_SHOWN = 50
@@ -36,11 +38,11 @@ class Metrics:
         names, now = self._names(), self._parts.clock.now()
         with self._parts.store.database.read() as conn:
             found = facts.entries(conn, now)
-            shown = cut(facts.chosen(found, wish, names))
-            points = facts.last_values(conn, shown.rows, now)
+        shown = cut(facts.chosen(found, wish, names))
+        points = self._parts.history.sparklines(list({each.metric.id for each in shown.rows}))
         sparks = {pair: draw.spark(each) for pair, each in points.items()}
-        counts = facts.tally(found)
-        return show("metrics.html", metrics=shown, wish=wish, names=names, sparks=sparks, counts=counts)
+        few = names if len(names) <= SELECTABLE else {each: names[each] for each in names.keys() & {wish.agent_id}}
+        return show("metrics.html", metrics=shown, wish=wish, names=names, few=few, sparks=sparks, any=bool(found))
 
     def detail(self) -> str:
         """One metric: who says what, its history, how much of the time it was up, its last rows and events."""
@@ -54,12 +56,17 @@ class Metrics:
             found = facts.chosen(facts.entries(conn, now, [metric_id]), Wish(), names)
             rows = facts.readings(conn, metric_id, ROWS_SHOWN)
             events = facts.events(conn, EVENTS_SHOWN, metric_id=metric_id)
+            about = facts.about(conn, metric)
+            promised = [each for service in objectives.services(conn) for each in service.objectives]
+        promised = [each for each in promised if each.metric_id == metric_id]
         agent_id, window = _agent(found), Window(now - RANGES[length], now)
         chart = _chart(metric, self._points(metric_id, agent_id, window, length), window, length)
         return show(
             "metric.html",
             metric=metric,
-            entries=found,
+            about=about,
+            entries=cut(found),
+            objectives=list(objectives.outcomes(self._parts.history, promised).items()),
             agent_id=agent_id,
             chart_of=chart,
             range=length,
@@ -67,34 +74,34 @@ class Metrics:
             uptime=self._uptime(metric_id, agent_id),
             rows=rows,
             names=names,
-            bars=bars(self._days(metric_id, agent_id), now, STRIP_DAYS),
+            bars=bars(self._buckets(metric_id, agent_id, Window(now - STRIP_DAYS * DAY, now), "day"), now, STRIP_DAYS),
             events=events,
         )
 
     def _points(self, metric_id: str, agent_id: str, window: Window, length: str) -> list[draw.Point]:
         """Values or means of one agent, the oldest first."""
         step = _STEP[length]
-        found = self._parts.history.series(metric_id, window, step, agent_id)
-        if found is None or not agent_id:
+        if not agent_id:
             return []
         if step == RAW:
+            found = self._parts.history.series(metric_id, window, step, agent_id) or {"rows": []}
             rows = [row for row in found["rows"] if row["status"] != "no_data" and row["value"] is not None]
             return [(parse_iso(row["timestamp"]) or 0.0, row["value"]) for row in rows]
-        points = [point for each in found["series"] for point in each["points"] if point["mean"] is not None]
-        return [(parse_iso(point["start"]) or 0.0, point["mean"]) for point in points]
+        sums = self._buckets(metric_id, agent_id, window, step)
+        return [(float(start), each.total / each.n) for start, each in sorted(sums.items()) if each.n]
 
-    def _days(self, metric_id: str, agent_id: str, seconds: float = STRIP_DAYS * DAY, step: str = "day") -> _Shares:
-        """The seconds by status of each of the last days or hours, as one agent saw them."""
-        now = self._parts.clock.now()
-        found = self._parts.history.series(metric_id, Window(now - seconds, now), step, agent_id)
-        points = [point for each in (found or {"series": []})["series"] for point in each["points"]]
-        return {int(parse_iso(p["start"]) or 0): Shares(*(p[name] for name in Shares._fields)) for p in points}
+    def _buckets(self, metric_id: str, agent_id: str, window: Window, step: str) -> dict[int, Sums]:
+        """Hours or days, as one agent saw them."""
+        return self._parts.history.buckets(metric_id, window, step, agent_id).get(agent_id, {}) if agent_id else {}
 
-    def _uptime(self, metric_id: str, agent_id: str) -> list[tuple[str, Shares]]:
+    def _uptime(self, metric_id: str, agent_id: str) -> list[tuple[str, Sums]]:
         """The last 24 hours by the hour, longer times by the day."""
-        known = [("24 hours", self._days(metric_id, agent_id, DAY - HOUR, "hour"))]
-        known += [(f"{n} days", self._days(metric_id, agent_id, (n - 1) * DAY)) for n in (7, 30)]
-        return [(title, facts.together(shares.values())) for title, shares in known]
+        now = self._parts.clock.now()
+        hours = self._buckets(metric_id, agent_id, Window(now - DAY + HOUR, now), "hour")
+        days = self._buckets(metric_id, agent_id, Window(now - 29 * DAY, now), "day")
+        week = {start: each for start, each in days.items() if start >= floor(now, DAY) - 6 * DAY}
+        known = (("24 hours", hours), ("7 days", week), ("30 days", days))
+        return [(title, together(sums.values())) for title, sums in known]
 
     def _names(self) -> dict[str, str]:
         with self._parts.store.database.read() as conn:
@@ -131,14 +138,15 @@ def _limits(metric: Metric) -> list[tuple[str, float]]:
     return found
 
 
-def bars(known: dict[int, facts.Shares], now: float, number: int) -> list[tuple[str, draw.Bar, facts.Shares | None]]:
+def bars(known: Mapping[int, Sums], now: float, number: int) -> list[tuple[str, draw.Bar, Sums | None]]:
     """One bar for each of the last days, the oldest first, with its date."""
-    today = int(now // DAY) * DAY
+    today = floor(now, DAY)
     found = []
     for at in range(number):
         start = today - (number - 1 - at) * DAY
-        seconds = known.get(start)
-        found.append((words.day(start), draw.bar(at * 10.0, seconds or (0, 0, 0, 0)), seconds))
+        sums = known.get(start)
+        shares = (sums.up, sums.degraded, sums.down, sums.unknown) if sums else (0.0, 0.0, 0.0, 0.0)
+        found.append((words.day(start), draw.bar(at * 10.0, shares), sums))
     return found
 
 

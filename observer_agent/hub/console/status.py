@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from flask import render_template
@@ -11,13 +12,15 @@ from werkzeug.exceptions import NotFound
 
 from observer_agent.hub import schema
 from observer_agent.hub.console import facts
-from observer_agent.hub.console.facts import DAY, Entry, Shares
+from observer_agent.hub.console.facts import Entry
 from observer_agent.hub.console.metrics import bars
-from observer_agent.hub.console.parts import Parts
+from observer_agent.hub.console.parts import Parts, cut
 from observer_agent.hub.console.words import PUBLIC
+from observer_agent.hub.form import PAGE, ids_of
+from observer_agent.hub.rollup import Sums, together
 
 BAR_DAYS = 90
-KIND = "page"
+ENTRIES_SHOWN = 100
 
 
 class Item(NamedTuple):
@@ -26,7 +29,7 @@ class Item(NamedTuple):
     title: str
     status: str
     bars: list[Any]
-    total: Shares
+    total: Sums
     trouble: list[tuple[str, float]]
 
 
@@ -43,41 +46,48 @@ class Status:
             page = next((each for each in documents(conn) if each.get("subdomain") == subdomain), None)
             if page is None:
                 raise NotFound("there is no such status page")
-            groups = _groups(conn, page, now)
-        worst = min((item.status for _, items in groups for item in items), key=_rank, default="nothing")
-        return render_template(
-            "status.html", page=page, groups=groups, worst=worst, now=now, layout="public.html", days=BAR_DAYS
-        )
+            wanted = _wanted(conn, page)
+            found: dict[str, list[Entry]] = {}
+            for entry in facts.entries(conn, now, list({metric_id for _, metric_id in wanted})):
+                found.setdefault(entry.metric.id, []).append(entry)
+        worst = min((each.status for _, metric_id in wanted for each in found[metric_id]), key=_rank, default="nothing")
+        shown = cut(wanted, ENTRIES_SHOWN)
+        groups = self._groups(shown.rows, found, now)
+        given = {"worst": worst, "now": now, "layout": "public.html", "days": BAR_DAYS}
+        return render_template("status.html", page=page, groups=groups, shown=shown, **given)
+
+    def _groups(
+        self, wanted: Sequence[tuple[str, str]], found: dict[str, list[Entry]], now: float
+    ) -> list[tuple[str, list[Item]]]:
+        days = self._parts.history.daily([metric_id for _, metric_id in wanted], BAR_DAYS) if wanted else {}
+        groups: dict[str, list[Item]] = {}
+        for group, metric_id in wanted:
+            groups.setdefault(group, []).append(_item(found[metric_id], days.get(metric_id, {}), now))
+        return list(groups.items())
+
+
+def _wanted(conn: Connection, page: dict[str, Any]) -> list[tuple[str, str]]:
+    """Group and metric id of each entry whose metric is there, those of a group together, in the page's order."""
+    listed = [each for each in page.get("metrics") or [] if isinstance(each, dict)]
+    ids = ids_of(conn, {str(each.get("metric")) for each in listed})
+    groups: dict[str, list[str]] = {}
+    for each in sorted(listed, key=lambda one: _order(one.get("order"))):
+        metric_id = ids.get(str(each.get("metric")))
+        if metric_id is not None:
+            groups.setdefault(str(each.get("group") or ""), []).append(metric_id)
+    return [(group, metric_id) for group, members in groups.items() for metric_id in members]
 
 
 def documents(conn: Connection) -> list[dict[str, Any]]:
     """The status pages, as the operator has described them."""
     objects = schema.objects
-    rows = conn.execute(select(objects.c.body).where(objects.c.kind == KIND).order_by(objects.c.key))
+    rows = conn.execute(select(objects.c.body).where(objects.c.kind == PAGE).order_by(objects.c.key))
     return [body for body in (json.loads(row.body) for row in rows) if isinstance(body, dict)]
 
 
-def _groups(conn: Connection, page: dict[str, Any], now: float) -> list[tuple[str, list[Item]]]:
-    wanted = [each for each in page.get("metrics") or [] if isinstance(each, dict)]
-    metrics = schema.metrics
-    keys = [each.get("metric") for each in wanted]
-    ids = {row.key: row.id for row in conn.execute(select(metrics.c.key, metrics.c.id).where(metrics.c.key.in_(keys)))}
-    found: dict[str, list[Entry]] = {}
-    for entry in facts.entries(conn, now, list(ids.values())):
-        found.setdefault(entry.metric.id, []).append(entry)
-    days = facts.daily(conn, list(ids.values()), now - BAR_DAYS * DAY)
-    groups: dict[str, list[Item]] = {}
-    for each in sorted(wanted, key=lambda one: _order(one.get("order"))):
-        metric_id = ids.get(each.get("metric"))
-        if metric_id is not None:
-            item = _item(found[metric_id], days.get(metric_id, {}), now)
-            groups.setdefault(str(each.get("group") or ""), []).append(item)
-    return list(groups.items())
-
-
-def _item(entries: list[Entry], known: dict[int, Shares], now: float) -> Item:
+def _item(entries: list[Entry], known: dict[int, Sums], now: float) -> Item:
     shown = bars(known, now, BAR_DAYS)
-    total = facts.together(s for _, _, s in shown if s)
+    total = together(s for _, _, s in shown if s)
     trouble = [(date, s.percent) for date, _, s in shown if s and s.percent is not None and s.degraded + s.down > 0]
     worst = min((each.status for each in entries), key=_rank)
     return Item(entries[0].metric.title, worst, shown, total, trouble)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from observer_agent.clock import Clock, parse_iso
 
+TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 UNITS = (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1))
 
 
@@ -42,6 +43,11 @@ PUBLIC = {  # what visitors of a status page read
     "unknown": Word("?", "no data", 2),
     "nothing": Word("–", "no data yet", 4),
     "healthy": Word("✓", "up", 5),
+}
+OBJECTIVES = {
+    "missed": Word("✕", "missed", 0),
+    "nothing": Word("–", "nothing known", 4),
+    "kept": Word("✓", "kept", 5),
 }
 ALERTS = {
     "agent.lag_high": "falls behind: too much waits in its queue",
@@ -77,6 +83,13 @@ def sign(kind: str, mark: str, text: str) -> Markup:
     """A sign and its word, in the colour of a status."""
     shape = '<span class="status" data-status="{}"><span class="mark" aria-hidden="true">{}</span> {}</span>'
     return Markup(shape).format(kind, mark, text)
+
+
+def straight(given: Any) -> Any:
+    """What is put into a page, without the controls that turn the text round them: not even `bdi` holds those."""
+    if not isinstance(given, str) or given.isascii() or not TURNS.search(given):
+        return given
+    return type(given)(TURNS.sub("\N{REPLACEMENT CHARACTER}", given))
 
 
 def breaks(text: str) -> Markup:
