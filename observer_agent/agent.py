@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 TIDY, TIDY_AGAIN = 15.0, 0.2
 LONGEST_CALL = 45.0  # a turn of the sender or the heartbeat: one request has 30 s, whatever it takes
+GATHER = 0.05  # seconds for which rows gather, so that many go in one request
 STOP_BUDGET = 8.0  # below the unit's TimeoutStopSec
 
 Reread = Callable[[], tuple[Settings, Mapping[str, str]]]
@@ -87,7 +88,7 @@ class Agent:
         )  # fmt: skip
         self._clouds = {name: self._link(name) for name in ("send", "beat", "definitions", "log")}
         self.keeper = Keeper(self.queue, clock)
-        self.sender = Sender(self.queue, self._clouds["send"], clock, random.random)
+        self.sender = Sender(self.queue, self._clouds["send"], clock, random.random, gather=GATHER)
         self.heartbeat = Heartbeat(self._clouds["beat"], self.health, clock, self._heard, random.random)
         self.definitions = self._definitions_source()
         self.evidence = Evidence(path_of(settings.buffer_path), clock, logs.redact, self._count_dropped)
@@ -231,7 +232,7 @@ class Agent:
         if self.settings.skip_ssl_verification:
             log.warning("SKIP_SSL_VERIFICATION is on: anybody on the way can read the key and all samples")
         self._work("beat", self.heartbeat.step, Care(LONGEST_CALL, self._renew_heartbeat))
-        sending = self._work("send", self.sender.step, Care(LONGEST_CALL, self._renew_sender))
+        sending = self._work("send", self.sender.step, Care(LONGEST_CALL, self._renew_sender), breath=GATHER)
         self.sender.wake = self.queue.on_put = sending.wake
         if self._relay:
             self._relay.wake = self._work("relay", self._relay.step).wake
@@ -304,9 +305,9 @@ class Agent:
     def _named(self, *names: str) -> list[Worker]:
         return [worker for name, worker in self.supervisor.workers.items() if name in names]
 
-    def _work(self, name: str, step: Step, care: Care | None = None) -> Worker:
+    def _work(self, name: str, step: Step, care: Care | None = None, breath: float = 0.0) -> Worker:
         self.metrics.worker_restarts.labels(name)  # 0 is shown as well
-        return self.supervisor.add(Worker(name, step, self.clock, self._count_restart, care=care))
+        return self.supervisor.add(Worker(name, step, self.clock, self._count_restart, care=care, breath=breath))
 
     def _renew_heartbeat(self, hung: Thread) -> Step:
         self._clouds["beat"] = self._link("beat")

@@ -76,8 +76,9 @@ class Collector:
         self._grow = grow
         self._listener = listener or Listener()
         self._on_transition = on_transition
-        self._leader = threading.Lock()
         self._lock = threading.Lock()
+        self._led = False  # a thread has the lead
+        self._waiting: list[threading.Lock] = []  # those that wait for it; the last to come is the first to get it
         self._alarm = clock.alarm()
         self._heap: list[tuple[float, int, Job]] = []
         self._jobs: dict[str, Job] = {}
@@ -85,7 +86,6 @@ class Collector:
         self._runs: dict[Thread, Job] = {}
         self._slow_runs = 0
         self._parked: deque[Job] = deque()  # slow ones that wait for another slow one to end
-        self._idle = 0
         self._stopping = False
         self._slept = clock.slept()
         self._warn = Throttle(clock, WARN)
@@ -176,14 +176,26 @@ class Collector:
         return 0.0
 
     def _take(self) -> tuple[Job | None, bool]:
-        """The next due job, and whether all threads are busy now."""
+        """The next due job, and whether all threads are busy now.
+
+        The thread that came last leads first: it is warm, and a pool that has once grown costs no more for it.
+        """
         with self._lock:
-            self._idle += 1
-        with self._leader:
-            job = self._next()
-        with self._lock:
-            self._idle -= 1
-            return job, self._idle == 0
+            turn = threading.Lock() if self._led else None
+            if turn:
+                turn.acquire()
+                self._waiting.append(turn)
+            self._led = True
+        if turn:
+            turn.acquire()  # until it is handed the lead
+        try:
+            return self._next(), not self._waiting
+        finally:
+            with self._lock:
+                if self._waiting:
+                    self._waiting.pop().release()
+                else:
+                    self._led = False
 
     def _next(self) -> Job | None:
         """The leader's sleep; None when the collector stops."""

@@ -142,8 +142,9 @@ class Lookout:
         """An answer has come: the network works, as far as that address."""
         if reading.address:
             self._witnesses.note(reading.address)
-            self._sees(kind_of(reading.address))
-            self._names_again()
+            if self._blind:
+                self._sees(kind_of(reading.address))
+                self._names_again()
 
     def _blame(self, reading: Reading, finding: Finding) -> Reading:
         text = finding.blind or ""

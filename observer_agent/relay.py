@@ -148,10 +148,11 @@ class Relay:
         try:
             rows = self._queue.peek(self._limit)
         except QueueError as error:
-            self._count_damage()
             if self._ready("peek"):
                 log.error("The relay's queue file refuses (%s); pings wait", error)
             return DISK_PAUSE
+        finally:
+            self._count_damage()
         if not rows:
             return IDLE if self._door else OPEN_AGAIN
         return self._settle(rows, self._cloud.relay([row.data for row in rows]))

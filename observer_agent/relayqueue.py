@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Collection
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from observer_agent import queuefile
@@ -62,7 +62,8 @@ class RelayQueue:
     def peek(self, limit: int) -> tuple[Row, ...]:
         """The oldest that are not done. Raises QueueError."""
         with self._lock:
-            self._sweep()
+            with suppress(QueueError):
+                self._sweep()
             found: list[Row] = []
             query = "SELECT id, data FROM pings ORDER BY id LIMIT ?"
             self._do(lambda conn: found.extend(map(Row._make, conn.execute(query, (limit + len(self._done),)))))

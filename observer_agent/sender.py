@@ -117,13 +117,19 @@ class Hunt:
 
 
 class Sender:
-    """See the module. `random` returns 0 to 1."""
+    """See the module. `random` returns 0 to 1.
 
-    def __init__(self, queue: Queue, cloud: Cloud, clock: Clock, random: Callable[[], float]) -> None:
+    After a batch that was not full rows gather for `gather` seconds: a request a row would cost more than the probes.
+    """
+
+    def __init__(
+        self, queue: Queue, cloud: Cloud, clock: Clock, random: Callable[[], float], *, gather: float = 0.0
+    ) -> None:
         self._queue = queue
         self._cloud = cloud
         self._clock = clock
         self._random = random
+        self._gather = gather
         self._outage = Outage()
         self._hunt = Hunt()
         self._limit = BATCH
@@ -159,7 +165,7 @@ class Sender:
         Called at the stop, when no thread runs `step` any more.
         """
         pause = 0.0
-        while pause == 0.0 and self._queue.depth and not self._outage.attempt:
+        while pause <= self._gather and self._queue.depth and not self._outage.attempt:
             left = deadline - self._clock.monotonic()
             if left <= 0:
                 return
@@ -169,7 +175,7 @@ class Sender:
     def successor(self, cloud: Cloud) -> Sender:
         """Another sender in place of this one, whose thread hangs: this one will touch no row any more."""
         self._retired = True
-        fresh = Sender(self._queue, cloud, self._clock, self._random)
+        fresh = Sender(self._queue, cloud, self._clock, self._random, gather=self._gather)
         fresh.wake, fresh.on_accepted = self.wake, self.on_accepted
         fresh.last_push, fresh.fenced_by, fresh.refused = self.last_push, self.fenced_by, self.refused
         return fresh
@@ -222,6 +228,7 @@ class Sender:
         self._queue.settle(batch, answer)
         self._recovered()
         self.fenced_by = None
+        full = len(batch) >= min(self._limit, self._cloud.batch_limit)
         self._good += 1
         if self._good >= DOUBLE_AFTER:
             self._limit, self._good = min(self._limit * 2, BATCH), 0
@@ -238,9 +245,10 @@ class Sender:
             self._condemn()
             hunt.trials, hunt.suspects = hunt.suspects, []
             hunt.passed(batch.rows[-1].id)
-        if hunt.is_over():
-            self._hunt = Hunt()  # the head batch has left: what is blamed next begins at nought
-        return 0.0
+        if not hunt.is_over():
+            return 0.0
+        self._hunt = Hunt()  # the head batch has left: what is blamed next begins at nought
+        return 0.0 if full else self._gather
 
     def _refused(self, batch: Batch, answer: Answer) -> float:
         self._recovered()

@@ -21,6 +21,16 @@ WINDOW, BUCKET = 60.0, 5.0
 WARN = 300.0
 
 
+class _Kind:
+    """What is counted of one source type. Its counters are looked up once: a look-up costs more than the count."""
+
+    def __init__(self, metrics: SelfMetrics, kind: str) -> None:
+        self.ran = metrics.probes.labels(kind).inc
+        self.late = metrics.probes_late.labels(kind).inc
+        self.lateness = metrics.probe_lateness.labels(kind).set
+        self.skipped = metrics.probes_skipped.labels(kind).inc
+
+
 class Tally(Listener):
     """See the module. `active` holds the source types that have run since the start."""
 
@@ -30,25 +40,27 @@ class Tally(Listener):
         self._lock = threading.Lock()
         self._buckets: deque[list[float]] = deque()  # [begin, runs, starved]
         self._warn = Throttle(clock, WARN)
+        self._kinds: dict[str, _Kind] = {}
         self.active: set[str] = set()
 
     def ran(self, definition: Definition, reading: Reading, late: float, in_time: bool) -> None:
         """A look has ended; it began `late` seconds after its moment."""
         if definition.problem:
             return
-        metrics, kind = self._metrics, definition.source_type
-        self.active.add(kind)
-        metrics.probes.labels(kind).inc()
-        metrics.probe_lateness.labels(kind).set(late)
+        name = definition.source_type
+        kind = self._kind(name)
+        self.active.add(name)
+        kind.ran()
+        kind.lateness(late)
         if not in_time:
-            metrics.probes_late.labels(kind).inc()
+            kind.late()
         if reading.reason:
-            metrics.probes_failed.labels(kind, reading.reason).inc()
+            self._metrics.probes_failed.labels(name, reading.reason).inc()
         self._note(1, 0)
 
     def skipped(self, definition: Definition, slots: int, starved: bool) -> None:
         """Slots went by without a run: for want of a thread (`starved`), or because the run before was still going."""
-        self._metrics.probes_skipped.labels(definition.source_type).inc(slots)
+        self._kind(definition.source_type).skipped(slots)
         if starved:
             self._note(0, slots)
             text = self.overload()
@@ -70,6 +82,12 @@ class Tally(Listener):
             self._forget(self._clock.monotonic())
             runs, starved = (int(sum(bucket[at] for bucket in self._buckets)) for at in (1, 2))
         return f"{starved:,} of {runs + starved:,} probes of the last minute could not begin" if starved else None
+
+    def _kind(self, name: str) -> _Kind:
+        kind = self._kinds.get(name)
+        if kind is None:
+            kind = self._kinds[name] = _Kind(self._metrics, name)
+        return kind
 
     def _note(self, runs: int, starved: int) -> None:
         now = self._clock.monotonic()

@@ -66,9 +66,11 @@ class Witnesses:
         now, near = self._clock.monotonic(), is_near(address)
         with self._lock:
             self._answers[near].append(now)
-            if _split(address)[1]:
+            if address in self._good:
                 self._good[address] = now
                 self._good.move_to_end(address)
+            elif _split(address)[1]:
+                self._good[address] = now
                 if len(self._good) > KEPT:
                     self._good.popitem(last=False)
 
@@ -177,8 +179,7 @@ def kind_of(address: str) -> Kind:
 
 def is_near(address: str) -> bool:
     """Whether an address is loopback."""
-    host = _split(address)[0]
-    return host.startswith("127.") or host == "::1"
+    return address.startswith(("127.", "[::1]:")) or address == "::1"
 
 
 def _split(address: str) -> tuple[str, int]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -71,7 +71,7 @@ class Care:
 
 
 class Life:
-    """One thread of a worker, from its start until it ends or is given up."""
+    """One thread of a worker, from its start until it ends or is given up; as a context, rest within a turn."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -86,6 +86,12 @@ class Life:
         """A turn has ended."""
         self.busy_since = None
 
+    def __enter__(self) -> None:
+        self.end()
+
+    def __exit__(self, *exc: object) -> None:
+        self.begin()
+
 
 class Worker:
     """Repeats `step` on a daemon thread called `name` until `stop`."""
@@ -98,7 +104,9 @@ class Worker:
         on_restart: Callable[[str], object] | None = None,
         *,
         care: Care | None = None,
+        breath: float = 0.0,
     ) -> None:
+        """A pause between two turns lasts `breath` seconds at least: what would wake it meanwhile gathers."""
         self.name = name
         self.restarts = 0
         self.turns = 0
@@ -106,6 +114,8 @@ class Worker:
         self._step = step
         self._clock = clock
         self._alarm = clock.alarm()
+        self._breath = breath
+        self._end_of_breath = clock.alarm()
         self._on_restart = on_restart
         self._life = Life(clock)
         self._in_vain = 0
@@ -123,6 +133,7 @@ class Worker:
     def stop(self) -> None:
         """Asks the thread to end after the turn it is in; does not wait."""
         self._stopping = True
+        self._end_of_breath.ring()
         self._alarm.ring()
 
     def join(self, budget: float) -> bool:
@@ -150,15 +161,9 @@ class Worker:
         since = self.busy_since
         return since is not None and self._clock.monotonic() - since > self.care.longest
 
-    @contextmanager
-    def idle(self) -> Iterator[None]:
+    def idle(self) -> AbstractContextManager[None]:
         """For a step that waits for its work: what happens inside is rest, however long it takes."""
-        life = self._life
-        life.end()
-        try:
-            yield
-        finally:
-            life.begin()
+        return self._life
 
     def revive(self) -> bool:
         """Starts a new thread if the old one died without being asked to; says whether it did."""
@@ -201,6 +206,8 @@ class Worker:
     def _rest(self, seconds: float, deaf: bool) -> None:
         """The pause between two turns. After a crash nothing but a stop ends it, or each wake would crash again."""
         until = self._clock.monotonic() + seconds
+        if self._breath and seconds > 0 and not self._stopping:
+            self._end_of_breath.wait(min(self._breath, seconds))
         while not self._stopping and (left := until - self._clock.monotonic()) > 0:
             if self._alarm.wait(left) and not deaf:
                 return

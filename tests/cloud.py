@@ -55,9 +55,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not cloud.failing:
             with cloud.changed:
                 kind = self.path.rpartition("/")[2]
-                {"heartbeat": cloud.beats, "heartbeat-relay": cloud.pings, "log": cloud.lines}.get(kind, cloud.rows).extend(
-                    body if isinstance(body, list) else [body]
-                )
+                known = {"heartbeat": cloud.beats, "heartbeat-relay": cloud.pings, "log": cloud.lines}
+                known.get(kind, cloud.rows).extend(body if isinstance(body, list) else [body])
                 cloud.changed.notify_all()
         self._say({"definitions_version": cloud.version})
 

@@ -48,8 +48,7 @@ class _FakeAlarm(Alarm):
         self._clock = clock
 
     def wait(self, seconds: float) -> bool:
-        rung = self._event.is_set()
-        self._event.clear()
+        rung = super().wait(0)
         if not rung:
             self._clock.advance(seconds)
         return rung

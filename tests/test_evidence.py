@@ -54,7 +54,9 @@ class Desk:
     def __init__(self, file, clock=None, **options):
         self.dropped = []
         self.redact = Redactor()
-        self.evidence = Evidence(file, clock or Clock(), self.redact, lambda *what: self.dropped.append(what), **options)
+        self.evidence = Evidence(
+            file, clock or Clock(), self.redact, lambda *what: self.dropped.append(what), **options
+        )
         self.evidence.open()
         self.offer, self.step, self.close = self.evidence.offer, self.evidence.step, self.evidence.close
 
@@ -105,7 +107,9 @@ def test_fewer_readings_before_it_are_as_many_as_there_were():
     assert (told.before, told.verdict.status, told.verdict.reason) == ("healthy", "no_data", "ETIMEDOUT")
     assert 2 <= len(told.past) <= 3 and len(stage.told) == 2
     (job,) = stage.collector.jobs()
-    assert [(each.status, each.reason, each.duration_ms) for each in job.past[-2:]] == [("no_data", "ETIMEDOUT", 7.0)] * 2
+    assert [(each.status, each.reason, each.duration_ms) for each in job.past[-2:]] == [
+        ("no_data", "ETIMEDOUT", 7.0)
+    ] * 2
 
 
 # -- what is news
@@ -476,6 +480,25 @@ def test_a_secret_at_the_edge_leaves_no_part_of_it(before, size):
         redact.add(secret)
         found = shown(body, headers, redact=redact)
         assert set(found) <= set("x[redacted]"), found
+
+
+@pytest.mark.parametrize("form", DISGUISES.values(), ids=DISGUISES)
+def test_a_piece_of_a_secret_is_hidden_however_it_is_written(form):
+    redact, secret = Redactor(), SENT + "-and-a-long-end-of-it"
+    redact.add(secret)
+    for cut in (1, 5):
+        found = shown(f"before >{form[cut:-1]}...", [("X-Key", secret)], redact=redact)
+        assert found.startswith("before >") and "[redacted]" in found
+        assert len(found) < 40, found
+
+
+def test_base64_of_a_whole_request_shows_no_header():
+    redact = Redactor()
+    redact.add("a-secret-of-24-letters-x")
+    for n in range(3):
+        text = base64.b64encode(b"y" * n + b"GET / X-Key: a-secret-of-24-letters-x\r\nMore: of it").decode()
+        decoded = shown(text, [("X-Key", "a-secret-of-24-letters-x")], redact=redact).replace("[redacted]", "")
+        assert len(decoded) < len(text) - 24
 
 
 def test_a_secret_that_the_window_cuts_leaves_no_part_of_it():

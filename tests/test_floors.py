@@ -12,13 +12,16 @@ FLOORS = {
     0: ("errors", "clock", "model"),
     1: (
         "config logs notify selfmetrics backoff transport resolver verdict worker "
-        "queuefile evidencefile accounts rows space rawpages rawrecords salvage nodes sections document policy job pulse witness "
-        "listener"
+        "queuefile evidencefile accounts rows space rawpages rawrecords salvage nodes sections document policy job "
+        "pulse witness listener"
     ).split(),
     2: ("probes", "diskqueue", "clouds", "relayqueue", "relaydoor"),
     3: ("collector", "sender", "heartbeat", "definitions", "broadcast", "keeper"),
     4: ("agent", "pools", "tally", "lookout", "evidence", "relay"),
-    5: "status dashboard hub commands why policyshow queuerows queueaccess queuelook queuechange show watching doctor demo".split(),
+    5: (
+        "status dashboard hub commands why policyshow queuerows queueaccess queuelook queuechange show watching "
+        "doctor demo"
+    ).split(),
     6: ("cli", "__main__"),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -25,7 +25,7 @@ VARIABLES = {"$__rate_interval": "5m", "$instance": ".*", "${DS_PROMETHEUS}": "p
 SEVERITIES = {"critical", "warning", "info"}
 
 # Panels that stay empty while nothing is wrong.
-EMPTY = {"Lost by reason", "Worker restarts", "Turns skipped, late and missed"}
+EMPTY = {"Lost by reason", "Worker restarts", "Turns skipped, late and missed", "Pings of jobs"}
 
 
 def program(name):

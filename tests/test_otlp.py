@@ -728,6 +728,7 @@ def test_bodies_that_cannot_be_read(bench, raw):
         assert b"".join(iter(lambda: line.recv(4096), b"")).startswith(b"HTTP/1.0 400 ")
 
 
+@pytest.mark.slow
 def test_slow_clients_hold_up_nobody_for_long(bench):
     made = bench()
     made.want()

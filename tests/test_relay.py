@@ -125,7 +125,8 @@ def test_pings(target, kind, code):
         (f"/heartbeat/{TOKEN}/1000", 404), ("http://[bad/heartbeat", 404), ("/heartbeat/", 400),
         ("/heartbeat/" + "x" * 21, 400), ("/heartbeat/" + "x" * 65, 400), (f"/heartbeat/{TOKEN}-", 400),
         (f"/heartbeat/{TOKEN}%20", 400), (f"/heartbeat/{TOKEN}/256", 400), (f"/heartbeat/{TOKEN}?exit=", 400),
-        (f"/heartbeat/{TOKEN}?exit=256", 400), (f"/heartbeat/{TOKEN}?exit=-1", 400), (f"/heartbeat/{TOKEN}?exit=x", 400),
+        (f"/heartbeat/{TOKEN}?exit=256", 400), (f"/heartbeat/{TOKEN}?exit=-1", 400),
+        (f"/heartbeat/{TOKEN}?exit=x", 400),
     ],
 )  # fmt: skip
 def test_what_is_no_ping(target, status):
@@ -286,6 +287,7 @@ def test_beyond_this_machine_is_said_once(bench, caught):
     assert len([line for line in caught.messages if line.startswith("The heartbeat relay listens beyond")]) == 1
 
 
+@pytest.mark.slow
 def test_clients_that_stall_hold_up_others_not_for_long(bench):
     made = bench(clock=Clock()).open()
     place = ("127.0.0.1", int(made.relay.at.split(":")[1]))
@@ -418,6 +420,7 @@ def test_413_halves_and_doubles_again(bench):
 # -- the queue
 
 
+@pytest.mark.slow
 def test_what_was_acknowledged_survives_a_kill(tmp_path):
     program = """
 import sys, os
@@ -480,8 +483,7 @@ def test_what_cannot_be_deleted_is_not_sent_again(tmp_path, caught):
     queue.done([first[0].id])
     assert queue.depth == 2
     assert "cannot be taken out of" in caught.text
-    with pytest.raises(QueueError):
-        queue.peek(5)
+    assert [row.data for row in queue.peek(1)] == [b"1"]
     queue._conn.execute("PRAGMA query_only = OFF")
     assert [row.data for row in queue.peek(5)] == [b"1", b"2"]
     assert queue.depth == 2

@@ -35,8 +35,7 @@ class Standing(FakeClock):
 
         class Late(Alarm):
             def wait(self, seconds):
-                rung = self._event.is_set()
-                self._event.clear()
+                rung = super().wait(0)
                 if not rung:
                     clock.advance(seconds + clock.still)
                     clock.sleep(clock.nap)

@@ -8,6 +8,7 @@ of these statements do in the database. A `Hot` is one statement, a `Bulk` puts 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -46,8 +47,8 @@ class Hot:
 class Bulk:
     """Inserts rows that come as columns; with `keys` a row that stands under the same key is replaced.
 
-    `shared` columns have one value for all rows, `once` columns are not replaced. One statement with an array for each
-    column on PostgreSQL, several times as fast as one for each row; `executemany` on SQLite.
+    `shared` columns have one value for all rows, `once` columns are not replaced. One statement with the rows as JSON
+    on PostgreSQL (psycopg takes long to write arrays); `executemany` on SQLite.
     """
 
     def __init__(
@@ -65,10 +66,10 @@ class Bulk:
         ending = f" ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {', '.join(replaced)}" if keys else ""
         kinds = {name: _kind(table.c[name].type) for name in every}
         single = "".join(f"CAST(%s AS {kinds[name]}), " for name in shared)
-        arrays = ", ".join(f"CAST(%s AS {kinds[name]}[])" for name in names)
+        told = ", ".join(f'"{name}" {kinds[name]}' for name in names)
         self._names, self._shared = tuple(names), tuple(shared)
         self._values = f"{listed} VALUES ({', '.join('?' * len(every))}){ending}"
-        self.text = f"{listed} SELECT {single}* FROM unnest({arrays}){ending}"
+        self.text = f"{listed} SELECT {single}* FROM json_to_recordset(CAST(%s AS json)) AS told({told}){ending}"
 
     def __call__(self, conn: Connection, columns: Given) -> None:
         """Puts the rows in; every column is a sequence as long as the others, no key may come twice."""
@@ -82,7 +83,9 @@ class Bulk:
 
     def parameters(self, columns: Given) -> list[Any]:
         """Those of `text`, in their order."""
-        return [*(columns[name] for name in self._shared), *(list(columns[name]) for name in self._names)]
+        rows = zip(*(columns[name] for name in self._names), strict=True)
+        told = json.dumps([dict(zip(self._names, row, strict=True)) for row in rows], ensure_ascii=False)
+        return [*(columns[name] for name in self._shared), told]
 
     def columns(self, rows: Sequence[Given]) -> dict[str, list[Any]]:
         """Rows that come as mappings, without the shared columns."""

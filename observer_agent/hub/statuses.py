@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row, Select, TextClause, select, text
 from observer_agent.clock import iso
 from observer_agent.hub import schema
 from observer_agent.hub.alerts import lock
-from observer_agent.hub.database import POSTGRESQL, Database
+from observer_agent.hub.database import Database
 from observer_agent.hub.events import NO_DATA, STATUS_CHANGED, Event, emit
 from observer_agent.hub.hot import Bulk, Hot
 from observer_agent.model import Status
@@ -73,11 +73,8 @@ class Standing(NamedTuple):
 
 def standing(conn: Connection, agent_id: str, metric_ids: Iterable[str]) -> dict[str, Standing]:
     """What is known of some metrics as one agent sees them."""
-    ids = list(metric_ids)
-    rows = _STANDING(
-        conn,
-        {"agent": agent_id, "ids": ids if conn.dialect.name == POSTGRESQL else json.dumps(ids, ensure_ascii=False)},
-    )
+    ids = json.dumps(list(metric_ids), ensure_ascii=False)
+    rows = _STANDING(conn, {"agent": agent_id, "ids": ids}).all()
     return {row[0]: Standing._make(row[1:]) for row in rows}
 
 
@@ -179,7 +176,8 @@ def _standing(wanted: str) -> TextClause:
 
 
 _STANDING = Hot(
-    _standing("json_each(:ids) AS wanted"), postgresql=_standing("unnest(CAST(:ids AS text[])) AS wanted(value)")
+    _standing("json_each(:ids) AS wanted"),
+    postgresql=_standing("json_array_elements_text(CAST(:ids AS json)) AS wanted(value)"),
 )
 _WAITING: Select[Any] = (
     select(_states.c.metric_id, _states.c.agent_id, *_HELD, _latest.c.value, _latest.c.timestamp, _latest.c.reason)

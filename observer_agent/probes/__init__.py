@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -118,7 +117,18 @@ class Prober:
         return self._finished(reading, round((monotonic() - started) * 1000, 3))
 
     def _finished(self, reading: Reading, duration_ms: float) -> Reading:
-        if "error" not in reading.detail:
-            return replace(reading, duration_ms=duration_ms)
-        detail = {**reading.detail, "error": self._tools.redact(reading.detail["error"])}
-        return replace(reading, duration_ms=duration_ms, detail=detail)
+        detail = reading.detail
+        if "error" in detail:
+            detail = {**detail, "error": self._tools.redact(detail["error"])}
+        # Not dataclasses.replace, which takes three times as long: this runs for every look.
+        return Reading(
+            reading.value,
+            reading.reason,
+            reading.fault,
+            duration_ms,
+            reading.phases,
+            detail,
+            reading.address,
+            reading.silent,
+            reading.evidence,
+        )

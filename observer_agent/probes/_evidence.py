@@ -13,7 +13,7 @@ import binascii
 import html
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 WINDOW: Final = 4_096  # bytes of a body that are kept in memory
 SHOWN: Final = 512  # characters of it that are shown: a secret that the window cuts begins behind them
 LEAST: Final = 4  # characters of a secret
+RUN: Final = 8  # characters in a row of a secret that are hidden wherever they stand
+LONGEST: Final = 1_024  # characters of a secret that are looked for in pieces
 PIECE: Final = 6  # characters of a part of one; a shorter word is more likely the target's own
 TOKEN: Final = re.compile(r"(?=.*[0-9]).{8,}|.{16,}")  # a part of a path that may be a secret, unlike `health`
 SECRETS: Final = re.compile(  # no part of it may look twice at a long run: the text is a stranger's
@@ -90,7 +92,7 @@ def facts(evidence: Mapping[str, Any], redact: Redact) -> dict[str, Any]:
     if tls := _tls(evidence):
         found["tls"] = tls
     if body:
-        found["body"] = shown(body.head.decode("utf-8", "surrogateescape"), hide, body.whole)
+        found["body"] = shown(body.head.decode("utf-8", "surrogateescape"), hide, body.whole) or HIDDEN
     return found
 
 
@@ -143,17 +145,37 @@ def _certificate(der: bytes) -> dict[str, Any]:
 # -- what may not be shown
 
 
-def _hider(requests: Iterable[Request], redact: Redact) -> Redact:
+def _hider(requests: Sequence[Request], redact: Redact) -> Redact:
     """Hides what was sent, then what looks like a secret, then what the redactor knows."""
     forms = {form for request in requests for text in _sent(request) for form in _disguises(text)}
     longest_first = sorted((form for form in forms if len(form) >= LEAST), key=len, reverse=True)
     known = re.compile("|".join(map(re.escape, longest_first)), re.IGNORECASE) if longest_first else None
+    secrets = {value for request in requests for _, value in request.headers if redact(value) != value}
+    runs = {run for value in secrets for form in _disguises(value[:LONGEST]) for run in _runs(form.lower())}
 
     def hide(text: str) -> str:
         text = redact(known.sub(HIDDEN, text) if known else text)
-        return SECRETS.sub(_hidden, text)
+        return SECRETS.sub(_hidden, _without(text, runs) if runs else text)
 
     return hide
+
+
+def _runs(text: str) -> Iterator[str]:
+    return (text[at : at + RUN] for at in range(len(text) - RUN + 1))
+
+
+def _without(text: str, runs: Container[str]) -> str:
+    """Hides pieces of secrets: a server may cut what it repeats."""
+    low = text.lower()
+    low = low if len(low) == len(text) else text  # a few capital letters have two small ones
+    out, done, until = [], 0, 0
+    for at, run in enumerate(_runs(low)):
+        if run not in runs:
+            continue
+        if at >= until:
+            out += [text[done:at], HIDDEN]
+        done = until = at + RUN
+    return "".join([*out, text[done:]])
 
 
 def _hidden(found: re.Match[str]) -> str:
@@ -205,6 +227,7 @@ def _disguises(text: str) -> Iterator[str]:
         yield json.dumps(form, ensure_ascii=False)[1:-1]
         yield json.dumps(form)[1:-1].replace("/", "\\/")
         yield repr(form)[1:-1]
-    yield base64.b64encode(raw).decode().rstrip("=")
-    yield base64.urlsafe_b64encode(raw).decode().rstrip("=")
+    for shift in (b"", b"x", b"xx"):  # it may stand anywhere in what was encoded
+        yield base64.b64encode(shift + raw).decode().rstrip("=")[2 * len(shift) :]
+        yield base64.urlsafe_b64encode(shift + raw).decode().rstrip("=")[2 * len(shift) :]
     yield raw.hex()

@@ -17,6 +17,7 @@ from observer_agent.resolver import Address, ResolveError
 
 CHUNK = 65_536
 
+
 class Stream:
     """A connected socket whose every operation ends at the run's deadline. Failures are raised as Failed.
 

@@ -58,8 +58,16 @@ class Tools:
     """The shared tools, one set for an agent."""
 
     def __init__(
-        self, *, clock: Clock, resolver: Resolver, env: Mapping[str, str], redact: Redactor, settings: Settings,
-        policy: Policy | None = None, custom: Registry | None = None, otlp: Receiver | None = None,
+        self,
+        *,
+        clock: Clock,
+        resolver: Resolver,
+        env: Mapping[str, str],
+        redact: Redactor,
+        settings: Settings,
+        policy: Policy | None = None,
+        custom: Registry | None = None,
+        otlp: Receiver | None = None,
     ) -> None:
         self.clock = clock
         self.resolver = resolver

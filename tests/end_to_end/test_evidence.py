@@ -272,7 +272,7 @@ def test_no_secret_is_in_the_file_or_shown(cloud, place):
     assert "[redacted]" in place.why(metrics[0]["id"], "--last", "20").stdout
     bodies = [row["body"] for each in metrics for row in place.rows(each["id"]) if "body" in row]
     assert len(bodies) > 10 and "the server answered 503" in place.why(metrics[0]["id"], "--last", "20").stdout
-    assert not [text for text in bodies if text[:40] in state]  # the page shows what it did before
+    assert not [text for text in bodies if len(text) > 10 and text[:40] in state]  # the page shows what it did before
 
 
 def page(place):
@@ -285,7 +285,9 @@ def page(place):
 def check(place, metrics):
     parts = [part for part in place.folder.iterdir() if ".evidence" in part.name]
     stored = b"\n".join(part.read_bytes() for part in parts)
-    said = "".join(place.why(each["id"], "--last", "20", *more).stdout for each in metrics for more in ((), ("--json",)))
+    said = "".join(
+        place.why(each["id"], "--last", "20", *more).stdout for each in metrics for more in ((), ("--json",))
+    )
     for mark in set(marks()):
         assert mark.encode() not in stored, mark
         assert mark not in said, mark
