@@ -108,7 +108,7 @@ class Whole:
         raise SystemExit("the agent does not do what it is asked for")
 
     def _chosen(self, count: int, soon: bool) -> list[str]:
-        """Ids; `soon` takes such as have their first look within SOON ms of the earliest, so that warm-ups are short."""
+        """Ids; `soon` takes those whose first looks fall within SOON ms, so that warm-ups are short."""
         if not soon:
             return [f"slow-{n:06}" for n in range(count)]
         n = int(self._ids[-1].partition("-")[2]) + 1 if self._ids else 0

@@ -201,7 +201,8 @@ class Worker:
                 return  # given up while it hung; another thread does the work
             self.turns += 1
             self._in_vain = 0
-            self._rest(pause, deaf=failures > 0)
+            if pause > 0:
+                self._rest(pause, deaf=failures > 0)
 
     def _rest(self, seconds: float, deaf: bool) -> None:
         """The pause between two turns. After a crash nothing but a stop ends it, or each wake would crash again."""

@@ -131,6 +131,7 @@ def test_manual_metrics_and_heartbeats_are_left_to_the_cloud_with_one_quiet_word
     assert len(said) == 1 and "2 definitions" in said[0]["message"]
 
 
+@pytest.mark.slow
 def test_every_worker_that_is_crashed_on_purpose_comes_back_and_is_counted(start, cloud, target):
     cloud.definitions = [definition("m", target)]
     agent = start(BROADCAST_LOGS="true")

@@ -227,6 +227,7 @@ def test_a_day_of_five_hundred_definitions_gives_exactly_its_rows():
     assert stage.lost == 0
 
 
+@pytest.mark.slow
 def test_w3_a_slow_target_holds_up_one_thread_and_never_runs_twice_at_once():
     clock = Clock()
     release, running, most = threading.Event(), {"a": 0, "b": 0}, []

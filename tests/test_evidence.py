@@ -1,4 +1,4 @@
-"""Evidence of transitions: what probes keep, what is hidden of it, the ring on the disk, and that nothing waits for it."""
+"""Evidence of transitions: what probes keep, what is hidden of it, the ring, and that nothing waits for it."""
 
 from __future__ import annotations
 

@@ -219,6 +219,7 @@ Headers = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(ENDPOINTS), Bodies, Headers)
 def test_nothing_that_an_agent_sends_is_a_500(hub: TestHub, path: str, body: Any, headers: dict[str, str]) -> None:

@@ -134,6 +134,7 @@ def test_an_unreadable_document_is_an_error(hub: TestHub, tmp_path: Path) -> Non
             apply_file(hub.store, file)
 
 
+@pytest.mark.slow
 def test_served_with_a_document_from_the_command_line(tmp_path: Path) -> None:
     hub = HubProcess(tmp_path)
     file = written(tmp_path, TCP, extra="\ncolour: red\n")

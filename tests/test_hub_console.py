@@ -123,6 +123,7 @@ def test_a_bare_hub_says_what_to_do_next(bare: TestHub) -> None:
     assert "No events yet" in said(see(bare, "/console/events"))
 
 
+@pytest.mark.slow
 def test_every_page_of_a_busy_hub(bare: TestHub) -> None:
     scene(bare)
     for path in (*LISTS, *detail_pages(bare), "/status/shop"):
@@ -765,6 +766,7 @@ def test_odd_pages_are_no_fault(bare: TestHub) -> None:
 # -- fast
 
 
+@pytest.mark.slow
 def test_3500_metrics_of_30_agents_in_under_a_second(bare: TestHub) -> None:
     many(bare)
     metric = metric_row(1, "")["id"]

@@ -25,6 +25,8 @@ from observer_agent.hub.openapi import OPERATIONS
 from observer_agent.hub.wire import BATCH_MAX
 from tests.wire_hub import GOLDEN_NOW, QUEUE, STARTED, TestHub, golden, golden_names, memory_hub, row
 
+pytestmark = pytest.mark.slow
+
 CANARY = "canary-7f3a91"
 KEY = "obs_live_" + "Fuzz" * 10 + "key"
 NEWEST = iso(GOLDEN_NOW + 299)  # as far ahead as counts: no start time that is made up can fence this one out

@@ -164,6 +164,7 @@ def test_writes_need_the_token_and_say_that_they_are_json(tmp_path: Path) -> Non
         assert audited(hub) == []
 
 
+@pytest.mark.slow
 def test_the_commands(tmp_path: Path) -> None:
     hub = HubProcess(tmp_path)
     old = hub.key("web")

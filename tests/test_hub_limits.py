@@ -159,6 +159,7 @@ def test_a_wrong_setting_names_itself(env: dict[str, str], key: str) -> None:
         settings.load(env)
 
 
+@pytest.mark.slow
 def test_the_rate_of_a_process_is_a_setting(tmp_path: Path) -> None:
     assert settings.load({}).limits.by_key == Rate(6000.0, 3000)
     assert settings.load({"OBSERVER_HUB_KEY_RATE": "0"}).limits.by_key is None

@@ -20,6 +20,8 @@ from observer_agent import __version__
 from observer_agent.clock import Clock
 from tests.wire_hub import QUEUE, HubProcess, row
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubProcess]:

@@ -112,6 +112,7 @@ def test_a_hung_heartbeat_is_replaced(agent, cloud):
     assert agent.heartbeat.last_orders.ok
 
 
+@pytest.mark.slow
 def test_a_definition_whose_probe_hangs_says_so_and_holds_one_thread(agent, cloud, target):
     cloud.definitions = [definition("stuck", target), definition("well", target)]
     release, looks = threading.Event(), []

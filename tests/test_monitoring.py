@@ -111,6 +111,7 @@ def test_the_example_of_a_configuration_is_valid():
     assert "is valid prometheus config" in promtool("check", "config", "prometheus.yml")
 
 
+@pytest.mark.slow
 def test_the_rules_do_what_their_tests_say():
     assert "SUCCESS" in promtool("test", "rules", "observer-agent.rules.test.yml")
 

@@ -216,6 +216,7 @@ def test_w35_a_network_s_failures_have_names_of_their_own():
     assert look(make_prober({**KEYS, "AWS_ENDPOINT_URL": "http://169.254.169.254"})).reason == "policy_denied"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("handler", [servers.tarpit, servers.drip, servers.drip_body])
 def test_w35_one_deadline_for_everything(handler):
     with nothing_left(), Server(handler) as server:

@@ -288,6 +288,7 @@ def play(definitions, look, most, enough):
     return accounts, threads
 
 
+@pytest.mark.slow
 def test_no_stuck_definition_delays_another():
     release = threading.Event()
     stuck, others = early("stuck", 2), early("m", 20)

@@ -243,6 +243,7 @@ def recovery(hangs, chance, together, agents=1000):
     return [agent.pushed - HOUR for agent in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", [False, True], ids=["any phase", "started together"])
 @pytest.mark.parametrize("hangs", [False, True], ids=["refuses", "hangs"])
 def test_a_thousand_agents_after_an_hour_make_no_rush(hangs, together):

@@ -38,6 +38,10 @@ class Request(NamedTuple):
 
     def render(self) -> bytes:
         """The request's bytes."""
+        if not (self.headers or self.body) and self.method in ("GET", "HEAD"):  # as below, for the usual request
+            usual = f"User-Agent: observer-agent/{__version__}\r\nAccept: */*\r\nAccept-Encoding: identity"
+            text = f"{self.method} {self.url.target} HTTP/1.1\r\nHost: {self.url.authority}\r\n{usual}"
+            return f"{text}\r\nConnection: close\r\n\r\n".encode("utf-8", "surrogateescape")
         fields = {"host": ("Host", self.url.authority), "user-agent": ("User-Agent", f"observer-agent/{__version__}")}
         fields["accept"] = ("Accept", "*/*")
         fields.update((name.lower(), (name, value)) for name, value in self.headers)
@@ -176,7 +180,10 @@ def _headers(lines: Iterable[bytes]) -> dict[str, str]:
 
 
 def _content_length(headers: dict[str, str]) -> int | None:
-    values = {value.strip() for value in headers.get("content-length", "").split(",")}
+    text = headers.get("content-length", "")
+    if text.isascii() and text.isdecimal() and len(text) <= 15:
+        return int(text)
+    values = {value.strip() for value in text.split(",")}
     if values == {""}:
         return None
     value = values.pop()

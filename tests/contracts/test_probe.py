@@ -449,6 +449,7 @@ def test_udp_that_floods_does_not_keep_a_look_from_ending():
 # -- many at once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [http, scrape])
 def test_two_hundred_hung_probes_each_end_by_their_deadline(kind):
     with nothing_left(), Server(servers.tarpit) as server, ThreadPoolExecutor(200) as pool:
