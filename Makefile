@@ -22,7 +22,23 @@ demo: $(STAMP) ## real probes, an agent, a hub and an outage, until Ctrl-C
 	@exec $(BIN)/observer-agent demo $(SECONDS_ARG)
 
 test: $(STAMP) ## the fast tests; everything with SLOW=1 or CI=true
-	$(BIN)/python -X dev -m pytest -q $(if $(SLOW)$(filter true,$(CI)),-m "not prove",-m "not slow and not prove") $(ARGS)
+ifneq ($(SLOW)$(filter true,$(CI)),)
+	@$(MAKE) --no-print-directory -j3 -k $(addprefix test-,$(PARTS))
+else
+	$(BIN)/python -X dev -m pytest -q -m "not slow and not prove" $(ARGS)
+endif
+
+# Most slow tests wait for real things: three processes at a time take half the time of one.
+PARTS := scenes packages postgres rest
+SCENES := tests/end_to_end tests/blind
+POSTGRES := tests/test_hub_postgres.py tests/test_hub_browser.py tests/test_page.py
+test-scenes: FILES := $(SCENES)
+test-packages: FILES := tests/packages
+test-postgres: FILES := $(POSTGRES)
+test-rest: FILES := tests $(addprefix --ignore=,$(SCENES) tests/packages $(POSTGRES))
+.PHONY: $(addprefix test-,$(PARTS))
+$(addprefix test-,$(PARTS)): $(STAMP)
+	$(BIN)/python -X dev -m pytest -q -p no:cacheprovider -m "not prove" $(FILES) $(ARGS)
 
 check: $(STAMP) ## format, lint, types, docs
 	$(BIN)/ruff format --check .

@@ -9,7 +9,7 @@ import platform
 import sys
 from importlib import import_module
 
-NAMES = ("diskqueue", "drain", "ingest", "fleet", "probes", "start", "history")
+NAMES = ("diskqueue", "drain", "ingest", "fleet", "probes", "whole", "start", "history")
 
 if __name__ == "__main__":
     print(f"Python {platform.python_version()}, {platform.machine()}; compare ratios, not rates")

@@ -24,8 +24,9 @@ class Seen(NamedTuple):
 
 
 def longest_gap(moments: list[float], begin: float, end: float) -> float:
-    """The longest time between two moments without one in between, the beginning and the end among them."""
-    inside = [at for at in moments if begin <= at <= end]
+    """The longest time without one of them until `end`, from the last one before `begin` on."""
+    begin = max((at for at in moments if at < begin), default=begin)
+    inside = [at for at in moments if begin < at <= end]
     return max(b - a for a, b in zip([begin, *inside], [*inside, end], strict=True))
 
 

@@ -83,8 +83,11 @@ class Whole:
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
-    def watch(self, count: int, interval: float, push: float, soon: bool = True) -> float:
-        """Lets the agent have these definitions; returns the moment at which it was told."""
+    def watch(self, count: int, interval: float, push: float | None, soon: bool = True) -> float:
+        """Lets the agent have these definitions; returns the moment at which it was told.
+
+        Without `push` each one is pushed at an interval of its own, 10 to 60 s, so that rows come all the time.
+        """
         self.cloud.hand_out([self._definition(n, interval, push) for n in self._chosen(count, soon)])
         told = time.monotonic()
         self._process.send_signal(signal.SIGHUP)
@@ -119,13 +122,19 @@ class Whole:
             n += 1
         return self._ids[:count]
 
-    def _definition(self, name: str, interval: float, push: float) -> dict[str, object]:
+    def _definition(self, name: str, interval: float, push: float | None) -> dict[str, object]:
         number = zlib.crc32(name.encode()) // 7500
         host = f"127.0.0.{1 + number % ADDRESSES}"
         http = {"source_type": "http", "source_config": {"url": f"http://{host}:{self._target_port}/"}}
         tcp = {"source_type": "tcp", "source_config": {"host": host, "port": self._target_port}}
         kind = http if number // ADDRESSES % 2 else tcp
-        return {"id": name, "interval": interval, "interval_agent_push": push, **kind, **RULES}
+        return {
+            "id": name,
+            "interval": interval,
+            "interval_agent_push": push or (10 + number % 51) / 60,
+            **kind,
+            **RULES,
+        }
 
 
 @contextmanager
@@ -144,7 +153,7 @@ def short() -> Iterator[Line]:
     """Under a minute: the price of a probe and the own error, in short windows."""
     with running() as whole:
         yield "memory without definitions", f"{whole.memory():6.1f} MB RSS (bound 45)"
-        yield from _price(whole, 8.0)
+        yield from _price(whole, 8.0, 8.0)
     yield from own_error.lines(5.0)
 
 
@@ -153,7 +162,7 @@ def figures() -> Iterator[Line]:
     with running() as whole:
         yield "memory without definitions", f"{whole.memory():6.1f} MB RSS (bound 45)"
         yield from _slow(whole)
-        yield from _price(whole, 20.0)
+        yield from _price(whole, 20.0, 60.0)
         yield from _overload(whole)
     yield from own_error.lines(10.0)
 
@@ -173,8 +182,9 @@ def _slow(whole: Whole) -> Iterator[Line]:
     yield "1,000 definitions a minute: memory", f"{whole.memory():6.1f} MB RSS (bound 45)"
 
 
-def _price(whole: Whole, seconds: float) -> Iterator[Line]:
-    for name, push, bound in (("second", SECOND, 300), ("minute", MINUTE, 150)):
+def _price(whole: Whole, fast: float, slow: float) -> Iterator[Line]:
+    """`slow` is 60 s, or leaves out the one moment of a minute at which all are pushed."""
+    for name, push, bound, seconds in (("second", SECOND, 300, fast), ("minute", MINUTE, 150, slow)):
         whole.watch(1000, SECOND, push)
         time.sleep(4)
         rows, before = whole.cloud.seen().rows, whole.facts()
@@ -191,7 +201,7 @@ def _rate(before: Facts, after: Facts) -> float:
 
 
 def _offered(whole: Whole, count: int, seconds: float) -> tuple[Facts, Facts]:
-    whole.watch(count, SECOND, MINUTE)
+    whole.watch(count, SECOND, None)
     time.sleep(4)
     before = whole.facts()
     time.sleep(seconds)
@@ -233,7 +243,7 @@ def _thrice(whole: Whole, offer: int, most: float) -> Iterator[Line]:
 
 def _back(whole: Whole) -> Iterator[Line]:
     """The load falls: how long until nothing is skipped or late any more."""
-    told = whole.watch(1000, SECOND, MINUTE)
+    told = whole.watch(1000, SECOND, None)
     last, trouble = whole.facts(), time.monotonic()
     while time.monotonic() < told + 12:
         time.sleep(0.25)

@@ -63,8 +63,8 @@ class Tally(Listener):
         self._kind(definition.source_type).skipped(slots)
         if starved:
             self._note(0, slots)
-            text = self.overload()
-            if text and self._warn.ready("overload"):
+            if self._warn.ready("overload"):  # first: to sum up costs more than the rest
+                text = self.overload()
                 log.warning("The agent cannot keep up: %s. Longer intervals, fewer definitions or more CPU help", text)
 
     def missed(self, definition: Definition, slots: int) -> None:

@@ -265,6 +265,28 @@ def test_w3_a_slow_target_holds_up_one_thread_and_never_runs_twice_at_once():
     assert set(most) == {1}
 
 
+def test_the_thread_that_came_last_leads_next():
+    clock, by = FakeClock(), {}
+
+    def look(definition):
+        by[definition.id] = threading.current_thread().name
+        return Reading(1.0)
+
+    def come(name, waiting):
+        thread = threading.Thread(target=collector.step, name=name)
+        thread.start()
+        while not (collector._led and len(collector._waiting) == waiting):
+            pass
+        return thread
+
+    collector = Collector(look, lambda samples: 0, clock)
+    threads = [come("first", 0), come("second", 1), come("third", 2)]
+    collector.apply([definition(name, 1e9) for name in "abc"])
+    for thread in threads:
+        thread.join(20)
+    assert [by[name] for name in sorted("abc", key=first_delay)] == ["first", "third", "second"]
+
+
 def test_the_pool_grows_when_all_threads_are_busy():
     grown = []
     stage = Stage()

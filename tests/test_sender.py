@@ -90,6 +90,16 @@ def test_accepted_rows_leave_in_order_a_hundred_at_a_time(queue, clock):
     assert queue.depth == 0
 
 
+def test_rows_gather_after_a_batch_that_was_not_full(queue, clock):
+    cloud = Cloud()
+    sender = Sender(queue, cloud, clock, lambda: 1.0, gather=0.05)
+    fill(queue, 150)
+    assert turn(sender, clock, 3) == [0.0, 0.05, IDLE]
+    fill(queue, 1)
+    assert turn(sender, clock) == [0.05]
+    assert [len(batch) for batch in cloud.batches] == [100, 50, 1]
+
+
 def test_rejected_rows_become_dead_letters_and_the_first_three_are_logged(queue, clock, caught):
     rejects = tuple(Reject(n, "value", "not_finite") for n in range(5))
     fill(queue, 10)
@@ -373,6 +383,20 @@ def test_flush_sends_what_it_can_until_the_deadline(queue, clock):
     fill(queue, 250)
     cloud = Cloud()
     sender_for(queue, cloud, clock).flush(clock.monotonic() + 5)
+    assert queue.depth == 0
+
+
+def test_flush_waits_for_no_rows_to_gather(queue, clock):
+    fill(queue, 1)
+    late = iter([50, 1])
+
+    def rule(batch):
+        fill(queue, next(late, 0))
+        return OK
+
+    cloud = Cloud(rule=rule)
+    Sender(queue, cloud, clock, lambda: 1.0, gather=0.05).flush(clock.monotonic() + 5)
+    assert [len(batch) for batch in cloud.batches] == [1, 50, 1]
     assert queue.depth == 0
 
 

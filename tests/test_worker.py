@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 
@@ -73,6 +75,29 @@ def test_wake_ends_the_pause_and_stop_ends_the_worker():
     assert worker.turns == 2
 
 
+def test_what_wakes_a_worker_within_its_breath_gathers_and_a_stop_ends_it():
+    turned, moments, clock = threading.Semaphore(0), [], Clock()
+
+    def step():
+        moments.append(clock.monotonic())
+        turned.release()
+        return 3600.0
+
+    worker = Worker("send", step, clock, breath=0.2)
+    worker.start()
+    for _ in range(2):
+        assert turned.acquire(timeout=LONG)
+        worker.wake()
+    assert turned.acquire(timeout=LONG)
+    assert all(b - a >= 0.2 for a, b in pairwise(moments))
+    held = Worker("send", step, clock, breath=3600.0)
+    held.start()
+    assert turned.acquire(timeout=LONG)
+    for each in (worker, held):
+        each.stop()
+        assert each.join(LONG)
+
+
 def test_a_wake_before_the_pause_is_not_lost():
     turned, go = threading.Semaphore(0), threading.Event()
 
@@ -123,3 +148,29 @@ def test_join_keeps_its_budget():
     assert not worker.join(0.01)
     go.set()
     assert worker.join(LONG)
+
+
+def test_a_ring_is_used_up_once_however_often_it_was_rung():
+    alarm = Clock().alarm()
+    assert not alarm.wait(0)
+    for _ in range(3):
+        alarm.ring()
+    assert alarm.wait(LONG)
+    assert not alarm.wait(0.01)
+
+
+def test_many_threads_may_ring_at_once():
+    alarm, begin = Clock().alarm(), threading.Barrier(8)
+
+    def ring():
+        begin.wait()
+        for _ in range(2000):
+            alarm.ring()
+
+    with ThreadPoolExecutor(8) as pool:
+        rings = [pool.submit(ring) for _ in range(8)]
+        while not all(each.done() for each in rings):
+            alarm.wait(0.01)
+    assert [each.result() for each in rings] == [None] * 8
+    alarm.ring()
+    assert alarm.wait(0)
