@@ -29,7 +29,7 @@ else
 endif
 
 # Most slow tests wait for real things: three processes at a time take half the time of one.
-PARTS := scenes packages postgres rest
+PARTS := rest scenes packages postgres
 SCENES := tests/end_to_end tests/blind
 POSTGRES := tests/test_hub_postgres.py tests/test_hub_browser.py tests/test_page.py
 test-scenes: FILES := $(SCENES)
