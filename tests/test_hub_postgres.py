@@ -7,9 +7,10 @@ import random
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -25,6 +26,7 @@ from observer_agent.clock import iso
 from observer_agent.hub import schema
 from observer_agent.hub.app import create_app
 from observer_agent.hub.database import Database, open_database
+from observer_agent.hub.lease import Lease
 from observer_agent.hub.partitions import AHEAD, WEEK, drop_before, part_of
 from observer_agent.hub.store import Store
 from tests.fakes import FakeClock
@@ -353,6 +355,30 @@ def test_gunicorn_serves_with_several_processes(url: str, tmp_path: Path) -> Non
     assert len(requests.get(f"{base}/api/v1/metrics/m/pushes", timeout=10).json()["pushes"]) == 2
     assert hub.end() == 0
     assert "Traceback" not in hub.log()
+
+
+def test_a_lease_that_two_processes_ask_for_first_goes_to_one(database: Database, url: str) -> None:
+    name = {"name": "lease_job", "n": 0}
+    with ThreadPoolExecutor(1) as pool, closing(open_database(url)) as other:
+        with database.write() as conn:
+            conn.execute(insert(schema.counters).values(**name))  # another process is about to make the row
+            taken = pool.submit(Lease(other, "job", 60).take, 1000.0)
+            until(lambda: waiting(database) == 1)
+            conn.execute(update(schema.counters).where(schema.counters.c.name == "lease_job").values(n=1_060_000))
+        assert taken.result(10) is False
+
+
+def until(what: Callable[[], bool]) -> None:
+    pause, end = threading.Event(), time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < end
+        pause.wait(0.01)
+
+
+def waiting(database: Database) -> int:
+    """How many statements wait for somebody's lock."""
+    with database.read() as conn:
+        return int(conn.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar_one())
 
 
 def test_several_processes_need_a_database_for_several(tmp_path: Path) -> None:

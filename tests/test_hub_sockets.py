@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import socket
+import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
@@ -110,6 +114,31 @@ def test_a_client_that_goes_in_the_middle_of_its_request_is_let_go() -> None:
         with connect(server) as other, other.makefile("rb") as file:
             other.sendall(GET)
             assert answer(file) == b"yes"
+
+
+def test_the_file_of_a_body_that_was_cut_off_is_closed() -> None:
+    """A large body waits in a temporary file; one that is left to the garbage collector warns, and that fails here."""
+    before = temporary_files()
+    with served(said(b"yes")) as server:
+        with closing(connect(server)) as conn:
+            conn.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000\r\n\r\n" + b"a" * 1_000_000)
+            shown(lambda: temporary_files() == before + 1)
+        shown(lambda: temporary_files() == before)
+    gc.collect()
+
+
+def temporary_files() -> int:
+    """How many files without a name this process has open."""
+    folder = "/proc/self/fd"
+    names = [os.readlink(f"{folder}/{name}") for name in os.listdir(folder) if os.path.lexists(f"{folder}/{name}")]
+    return sum(name.endswith(" (deleted)") and name.startswith(tempfile.gettempdir()) for name in names)
+
+
+def shown(what: Callable[[], bool]) -> None:
+    pause, end = threading.Event(), time.monotonic() + WAIT
+    while not what():
+        assert time.monotonic() < end
+        pause.wait(0.01)
 
 
 def test_a_connection_that_asks_for_its_end_gets_it() -> None:

@@ -6,10 +6,10 @@ dies loses it when that moment has passed.
 
 from __future__ import annotations
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, select, update
 
 from observer_agent.hub import schema
-from observer_agent.hub.database import Database
+from observer_agent.hub.database import Database, insert
 from observer_agent.hub.patient import bearing
 
 
@@ -27,16 +27,23 @@ class Lease:
         moment = int(now * 1000)
         counters = schema.counters
         with self._database.write() as conn:
-            until = conn.scalar(select(counters.c.n).where(counters.c.name == self._name).with_for_update())
-            if until is None:
-                conn.execute(insert(counters).values(name=self._name, n=moment + self._ms))
-            elif until > moment and until != self._mine:
+            until = self._locked(conn)
+            if until > moment and until != self._mine:
                 return False
-            else:
-                row = counters.c.name == self._name
-                conn.execute(update(counters).where(row).values(n=max(moment + self._ms, until + 1)))
-            self._mine = conn.scalar(select(counters.c.n).where(counters.c.name == self._name))
+            mine = max(moment + self._ms, until + 1)
+            conn.execute(update(counters).where(counters.c.name == self._name).values(n=mine))
+        self._mine = mine
         return True
+
+    def _locked(self, conn: Connection) -> int:
+        """The moment at which it ends, 0 for one that nobody has had yet; no other process changes it meanwhile."""
+        counters = schema.counters
+        row = select(counters.c.n).where(counters.c.name == self._name).with_for_update()
+        until = conn.scalar(row)
+        if until is None:  # processes that start together: one makes the row, the others wait for it
+            conn.execute(insert(conn, counters).values(name=self._name, n=0).on_conflict_do_nothing())
+            until = conn.scalar(row)
+        return int(until or 0)
 
     def release(self) -> None:
         """Lets it go, so that another process need not wait for its end, which comes where the database is away."""

@@ -100,6 +100,14 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
     def __init__(self, loop: Loop, server: Any, sock: socket.socket, addr: Any, adj: Any, map: Any) -> None:
         super().__init__(Side(server, self, loop), sock, addr, adj, map=map)
 
+    def handle_close(self) -> None:
+        """Closes the file of a body that was cut off as well, which waitress leaves to the garbage collector."""
+        super().handle_close()
+        cut_off = self.request
+        self.request = None
+        if cut_off is not None:
+            cut_off.close()
+
 
 def adopt_log() -> None:
     """What waitress logs goes where our own lines go; the depth of its task queue is not worth a line."""
