@@ -96,6 +96,7 @@ class _ErrorAsJson(ErrorTask):  # type: ignore[misc]
 
 class _Channel(HTTPChannel):  # type: ignore[misc]
     error_task_class = _ErrorAsJson
+    request: Any  # the one that is being read
 
     def __init__(self, loop: Loop, server: Any, sock: socket.socket, addr: Any, adj: Any, map: Any) -> None:
         super().__init__(Side(server, self, loop), sock, addr, adj, map=map)
