@@ -24,9 +24,23 @@ demo: $(STAMP) ## real probes, an agent, a hub and an outage, until Ctrl-C
 test: $(STAMP) ## the fast tests; everything with SLOW=1 or CI=true
 ifneq ($(SLOW)$(filter true,$(CI)),)
 	@$(MAKE) --no-print-directory -j3 -k $(addprefix test-,$(PARTS))
-else
+else ifneq ($(ARGS),)
 	$(BIN)/python -X dev -m pytest -q -m "not slow and not prove" $(ARGS)
+else
+	@echo "Four processes; each shows what it found when it is done, within two minutes or so."
+	@$(MAKE) --no-print-directory -j4 -k -O $(addprefix fast-,$(FAST))
 endif
+
+# Half of the time the tests wait for real sockets and processes.
+FAST := first second hub probes
+GROUPED := tests/test_hub_*.py tests/test_probes_*.py
+fast-hub: FILES := tests/test_hub_*.py
+fast-probes: FILES := tests/test_probes_*.py tests/contracts
+fast-first: FILES := $(filter-out $(wildcard $(GROUPED)),$(wildcard tests/test_[a-l]*.py))
+fast-second: FILES := $(filter-out $(wildcard $(GROUPED)),$(wildcard tests/test_[m-z]*.py)) tests/packages
+.PHONY: $(addprefix fast-,$(FAST))
+$(addprefix fast-,$(FAST)): $(STAMP)
+	@$(BIN)/python -X dev -m pytest -q -p no:cacheprovider -m "not slow and not prove" $(FILES)
 
 # Most slow tests wait for real things: three processes at a time take half the time of one.
 PARTS := rest scenes packages postgres
