@@ -56,11 +56,19 @@ class History:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
+        self._wait = lru_cache(maxsize=8192)(_wait)  # with thousands of metrics reading it is a sixth of an answer
+
+    def _waits(self, conn: Connection, *metric_ids: str) -> dict[str, float]:
+        """The patience of some metrics, or of all where none are named."""
+        metrics = schema.metrics
+        query = select(metrics.c.id, metrics.c.definition)
+        rows = conn.execute(query.where(metrics.c.id.in_(metric_ids)) if metric_ids else query)
+        return {name: self._wait(text) for name, text in rows.all()}
 
     def series(self, metric_id: str, window: Window, step: str, agent_id: str | None) -> dict[str, Any] | None:
         """Hours, days or rows of a metric, oldest first, by agent; None where there is no such metric."""
         with self._database.read() as conn:
-            waits = _waits(conn, metric_id)
+            waits = self._waits(conn, metric_id)
             if not waits:
                 return None
             if step == RAW:
@@ -72,20 +80,20 @@ class History:
     def buckets(self, metric_id: str, window: Window, step: str, agent_id: str | None) -> dict[str, dict[int, Sums]]:
         """Hours or days of a metric that begin in the window, by agent; may raise TooMuch."""
         with self._database.read() as conn:
-            sums = _Sums(conn, self._clock.now(), _waits(conn, metric_id))
+            sums = _Sums(conn, self._clock.now(), self._waits(conn, metric_id))
             return sums.buckets(metric_id, window, STEPS[step], agent_id)
 
     def daily(self, metric_ids: Sequence[str], days: int) -> dict[str, dict[int, Sums]]:
         """Each of the last `days` UTC days of some metrics of which something is known, all agents together."""
         now = self._clock.now()
         with self._database.read() as conn:
-            return _Sums(conn, now, _waits(conn, *metric_ids)).daily(metric_ids, _since(now, days))
+            return _Sums(conn, now, self._waits(conn, *metric_ids)).daily(metric_ids, _since(now, days))
 
     def seen(self, metric_ids: Sequence[str], days: int) -> dict[str, list[Sums]]:
         """The seconds of some metrics by status, of the last `days` UTC days with today; one for each agent."""
         now = self._clock.now()
         with self._database.read() as conn:
-            found = _Sums(conn, now, _waits(conn, *metric_ids)).totals(_since(now, days), metric_ids)
+            found = _Sums(conn, now, self._waits(conn, *metric_ids)).totals(_since(now, days), metric_ids)
         by_metric: dict[str, list[Sums]] = {}
         for (metric_id, _), sums in sorted(found.items()):
             by_metric.setdefault(metric_id, []).append(sums)
@@ -95,7 +103,7 @@ class History:
         """The seconds of a metric by status, in all and by agent, of the last `days` UTC days with today."""
         now = self._clock.now()
         with self._database.read() as conn:
-            waits = _waits(conn, metric_id)
+            waits = self._waits(conn, metric_id)
             if not waits:
                 return None
             found = _Sums(conn, now, waits).totals(_since(now, days), [metric_id])
@@ -106,7 +114,7 @@ class History:
         """The seconds of every metric by status, all agents together."""
         now = self._clock.now()
         with self._database.read() as conn:
-            waits = _waits(conn)
+            waits = self._waits(conn)
             found = _Sums(conn, now, waits).totals(_since(now, days))
         by_metric: dict[str, Sums] = {}
         for (metric_id, _), sums in found.items():
@@ -219,17 +227,7 @@ class _Sums:
         return self._conn.scalar(select(table.c.start).where(*here).limit(1)) is not None
 
 
-def _waits(conn: Connection, *metric_ids: str) -> dict[str, float]:
-    """The patience of some metrics, or of all where none are named."""
-    metrics = schema.metrics
-    query = select(metrics.c.id, metrics.c.definition)
-    rows = conn.execute(query.where(metrics.c.id.in_(metric_ids)) if metric_ids else query)
-    return {name: _wait(text) for name, text in rows.all()}
-
-
-@lru_cache(maxsize=8192)
 def _wait(definition: str) -> float:
-    """Read once: with thousands of metrics it is a sixth of an answer."""
     return patience(json.loads(definition).get("interval_agent_push", 0))
 
 
