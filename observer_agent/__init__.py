@@ -8,6 +8,8 @@ errors.py         the few errors, drawn as a tree, named by what happens next
 clock.py          now, monotonic, and the only waits in the program
 model.py          definition, reading, verdict, sample, batch, answer, health: frozen data
     floor 1 - tools (know words)
+variables.py      the one table of settings: names, defaults, rules
+lighthousefile.py the YAML file of the original Lighthouse agent
 config.py         environment, file and credential to frozen settings; a complaint names its key
 logs.py           text, JSON or journal lines, redaction, throttling of repeated lines
 notify.py         what systemd is told: ready, alive, a line of status
@@ -47,10 +49,13 @@ heartbeat.py      every 30 s on a connection of its own
 definitions.py    when to fetch, what a row means, the last good set
 broadcast.py      log lines to the cloud, best effort
     floor 4 - the whole
-agent.py          joins the parts, starts, reloads and stops them in order
+whole.py          what every agent is made of: queue, sender, workers, from start to stop
+looking.py        all that surrounds a look: policy, probes, pools, lookout, evidence
+agent.py          the Observer dialect's agent: heartbeat, definitions, relay, reload
 lookout.py        the agent's own blindness told from a target's fault
 evidence.py       what is kept of each transition, in the background
 relay.py          pings of jobs on this machine, handed on to the cloud
+lighthouse/       the second dialect's agent: checks, up and down, console
 tally.py          what is counted of probes, and whether there is too much to do
 pools.py          the collectors of all source types, and their threads
     floor 5 - around it

@@ -80,6 +80,11 @@ class Signals:
         os.close(self._read)
         os.close(self._write)
 
+    def force(self, numbers: Iterable[signal.Signals]) -> None:
+        """From now on one of these ends the process at once: somebody does not want to wait for the stop."""
+        for number in numbers:
+            signal.signal(number, lambda n, _: os._exit(128 + n))
+
     def wait(self, seconds: float) -> tuple[signal.Signals, ...]:
         """Waits at most `seconds`; returns the signals that have come, none if the time ran out."""
         ready, _, _ = select.select([self._read], [], [], max(seconds, 0.0))

@@ -1,28 +1,36 @@
 """Environment, an optional TOML file and systemd's credential in; frozen `Settings` out.
 
-`VARIABLES` is the one table of names, defaults and rules: the parser, the docs and `check` all read it. The environment
-wins over the file. A complaint names the key, the value as it may be shown, and the fix. Runs once, at the start.
+Names, defaults and rules are in `variables.py`. The environment wins over the file, and that over the YAML file of the
+original Lighthouse agent. A complaint names the key, the value as it may be shown, and the fix. Runs at the start and
+at a reload.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
+from observer_agent import lighthousefile
 from observer_agent.errors import ConfigError
 from observer_agent.logs import Redactor
+from observer_agent.variables import CUSTOM_DIR, FOLDER, LOOPBACK, VARIABLES, Variable
+
+__all__ = [
+    "CUSTOM_DIR", "EXIT_CONFIG", "FOLDER", "LOOPBACK", "VARIABLES", "Settings", "Variable",
+    "environment", "load", "masked", "origin", "read_env_file", "read_key", "renewed", "usual_file",
+]  # fmt: skip
 
 EXIT_CONFIG = 78  # sysexits.h EX_CONFIG
-FOLDER = Path("/etc/observer-agent")  # where the packages keep config.toml, agent.env and agent_key
-CUSTOM_DIR = str(FOLDER / "probes.d")  # the operator's own probes
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LIGHTHOUSE = "lighthouse"
+YAML = (".yaml", ".yml")
+# What is another default in this dialect; the log is debug lines where LIGHTHOUSE_LOG_LEVEL says so.
+LIGHTHOUSE_DEFAULTS = {"ENABLE_DEBUG_DASHBOARD": "false", "OBSERVER_OTLP_DISABLE": "true"}
 _KEY = re.compile(r"[\x21-\x7e]{1,256}")
 
 
@@ -68,15 +76,23 @@ class Settings:
     observer_otlp_bearer_token: str | None
     observer_otlp_max_body_bytes: int
     observer_otlp_max_buffer_points: int
-
-
-class Variable(NamedTuple):
-    """One row of the table: how a text becomes a value; `fix` ends the sentence of a complaint."""
-
-    parse: Callable[[str], Any]
-    default: str | None
-    fix: str
-    secret: bool = False
+    lighthouse_config: str | None
+    lighthouse_token: str | None
+    lighthouse_token_file: str | None
+    lighthouse_url: str
+    lighthouse_wire: str
+    lighthouse_data_dir: Path
+    lighthouse_log_level: str
+    lighthouse_role: str
+    lighthouse_max_concurrent_checks: int
+    lighthouse_health_host: str
+    lighthouse_health_port: int
+    lighthouse_host_metrics: bool
+    lighthouse_proc_root: Path
+    lighthouse_host_root: Path | None
+    lighthouse_discovery_enabled: bool
+    lighthouse_discovery_namespaces: tuple[str, ...]
+    node_name: str | None
 
 
 def usual_file(folder: Path = FOLDER) -> Path | None:
@@ -131,48 +147,69 @@ def load(env: Mapping[str, str], file: Path | None = None, *, to_run: bool = Tru
 
     With `to_run` false (a command that looks, not an agent that runs) the key and the queue's directory may be missing.
     """
-    given = {**_read_file(file), **{k: v for k, v in env.items() if k in VARIABLES}}
+    given = _given(env, file)
     values: dict[str, Any] = {name.lower(): _value(name, given.get(name)) for name in VARIABLES}
-    values["agent_key"] = read_key(given, env) if to_run else ""
+    second = values["cloud_dialect"] == LIGHTHOUSE
+    if second:
+        values["cloud_server_url"] = values["lighthouse_url"]
+        values["verbose"] = values["verbose"] or values["lighthouse_log_level"] == "debug"
+    name = "LIGHTHOUSE_TOKEN" if second else "AGENT_KEY"
+    values["agent_key"] = read_key(given, env, name) if to_run else ""
     settings = Settings(**values)
     if to_run:
         _cross_check(settings)
     return settings
 
 
-def read_key(given: Mapping[str, str], env: Mapping[str, str]) -> str:
+def _given(env: Mapping[str, str], file: Path | None) -> dict[str, str]:
+    """What is set, and by which text: the environment, then the file, then the original agent's YAML file."""
+    own = {k: v for k, v in env.items() if k in VARIABLES}
+    yaml = file if file and file.suffix in YAML else None
+    given = {**({} if yaml else _read_file(file)), **own}
+    if _value("CLOUD_DIALECT", given.get("CLOUD_DIALECT")) != LIGHTHOUSE:
+        return given if yaml is None else {**_read_file(yaml), **own}
+    if yaml:
+        given["LIGHTHOUSE_CONFIG"] = str(yaml)
+    if path := given.get("LIGHTHOUSE_CONFIG"):
+        given = {**lighthousefile.read(Path(path)).values, **given}
+    queue = Path(given.get("LIGHTHOUSE_DATA_DIR") or VARIABLES["LIGHTHOUSE_DATA_DIR"].default or "", "events.db")
+    return {**LIGHTHOUSE_DEFAULTS, "BUFFER_PATH": str(queue), **{k: v for k, v in given.items() if v.strip()}}
+
+
+def read_key(given: Mapping[str, str], env: Mapping[str, str], name: str = "AGENT_KEY") -> str:
     """The key from AGENT_KEY, AGENT_KEY_FILE or the credential `agent_key`, in this order, then from the file.
 
-    Raises ConfigError.
+    `name` is LIGHTHOUSE_TOKEN in the other dialect. Raises ConfigError.
     """
-    text, source = _find_key(env)
-    credential = _find_credential(env)
+    text, source = _find_key(env, name)
+    credential = _find_credential(env, name.lower())
     if not text and credential:
-        source = "credential agent_key"
+        source = f"credential {name.lower()}"
         text = _read_key_file(source, credential)
         text = "" if text == "unset" else text
     if not text:
-        text, source = _find_key(given)
+        text, source = _find_key(given, name)
+    what = "token" if name == "LIGHTHOUSE_TOKEN" else "key"
     if not text:
-        raise ConfigError("AGENT_KEY", "(unset)", "set AGENT_KEY, or AGENT_KEY_FILE to a file that holds the key")
+        raise ConfigError(name, "(unset)", f"set {name}, or {name}_FILE to a file that holds the {what}")
     if not _KEY.fullmatch(text):
-        raise ConfigError(source, "(hidden)", "the key must be 1 to 256 printable ASCII characters without blanks")
+        raise ConfigError(source, "(hidden)", f"the {what} must be 1 to 256 printable ASCII characters without blanks")
     return text
 
 
-def _find_credential(env: Mapping[str, str]) -> Path | None:
+def _find_credential(env: Mapping[str, str], name: str) -> Path | None:
     """systemd's credential, which it copies at a start; first the copy that a reload has brought, if there is one."""
     folders = [env[name] for name in ("RUNTIME_DIRECTORY", "CREDENTIALS_DIRECTORY") if env.get(name)]
-    files = [Path(folder, "agent_key") for folder in folders]
+    files = [Path(folder, name) for folder in folders]
     return next((file for file in files if file.exists()), None)
 
 
-def _find_key(given: Mapping[str, str]) -> tuple[str, str]:
+def _find_key(given: Mapping[str, str], name: str) -> tuple[str, str]:
     """The key that AGENT_KEY or AGENT_KEY_FILE gives, and which of them did."""
-    text = given.get("AGENT_KEY", "").strip()
-    if text or not given.get("AGENT_KEY_FILE"):
-        return text, "AGENT_KEY"
-    return _read_key_file("AGENT_KEY_FILE", Path(given["AGENT_KEY_FILE"])), "AGENT_KEY_FILE"
+    text = given.get(name, "").strip()
+    if text or not given.get(f"{name}_FILE"):
+        return text, name
+    return _read_key_file(f"{name}_FILE", Path(given[f"{name}_FILE"])), f"{name}_FILE"
 
 
 def masked(settings: Settings) -> dict[str, str]:
@@ -245,133 +282,8 @@ def _cross_check(settings: Settings) -> None:
     host = settings.debug_dashboard_host
     if settings.enable_debug_dashboard and host not in LOOPBACK and not settings.debug_dashboard_token:
         raise ConfigError("DEBUG_DASHBOARD_HOST", repr(host), "is not loopback: set DEBUG_DASHBOARD_TOKEN as well")
-    if settings.cloud_dialect != "observer":
-        raise ConfigError("CLOUD_DIALECT", repr(settings.cloud_dialect), "only `observer` is spoken by this version")
+    if settings.cloud_dialect == LIGHTHOUSE:
+        return  # its directory is made at the start
     folder = settings.buffer_path.parent
     if not folder.is_dir():
         raise ConfigError("BUFFER_PATH", str(settings.buffer_path), f"the directory {folder} does not exist: make it")
-
-
-def _text(text: str) -> str:
-    return text
-
-
-def _bool(text: str) -> bool:
-    if text.lower() in ("true", "1", "yes", "on"):
-        return True
-    if text.lower() in ("false", "0", "no", "off"):
-        return False
-    raise ValueError
-
-
-def _exactly_true(text: str) -> bool:
-    """The original's rule for basic auth: only the exact text `true` turns it on."""
-    return text == "true"
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1 or not text.isascii() or "_" in text:
-        raise ValueError
-    return value
-
-
-def _port(text: str) -> int:
-    value = int(text) if text.isascii() and text.isdigit() else -1
-    if not 0 <= value <= 65535:
-        raise ValueError
-    return value
-
-
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text)
-    if not match:
-        raise ValueError
-    value = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError
-    return value
-
-
-def _optional(rule: Callable[[str], Any]) -> Callable[[str], Any]:
-    """`off` means none."""
-    return lambda text: None if text.lower() == "off" else rule(text)
-
-
-def _one_of(*names: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        for name in names:
-            if text.lower() == name.lower():
-                return name
-        raise ValueError
-
-    return parse
-
-
-def _url(text: str) -> str:
-    parts = urlsplit(text)
-    port = parts.port  # raises ValueError when it is none
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or re.search(r"\s", text):
-        raise ValueError
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("!must not hold credentials, a query or a fragment")
-    return text.rstrip("/")
-
-
-def _prometheus_url(text: str) -> str:
-    return text  # judged by the probe, with the wire's reason `invalid_prometheus_url`
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(name for name in re.split(r"[\s,]+", text) if name)
-    if not all(re.fullmatch(r"[A-Z][A-Z0-9_]{0,255}", name) for name in names):
-        raise ValueError
-    return names
-
-
-_BOOL_FIX = "must be true or false"
-_PORT_FIX = "must be a port number, 0 to 65535"
-_COUNT_FIX = "must be a positive whole number"
-
-VARIABLES: Mapping[str, Variable] = {
-    "AGENT_KEY": Variable(_text, "", "must be the key that the cloud gave you", secret=True),
-    "AGENT_KEY_FILE": Variable(_text, None, "must be the path of a file that holds the key"),
-    "CLOUD_SERVER_URL": Variable(_url, "https://use.observer", "must be a URL such as https://use.observer"),
-    "CLOUD_DIALECT": Variable(_one_of("observer", "lighthouse"), "observer", "must be observer"),
-    "DEFINITIONS_FILE": Variable(_text, None, "must be the path of a document of definitions"),
-    "PROMETHEUS_SERVER_URL": Variable(_prometheus_url, None, "must be a URL such as http://127.0.0.1:9090"),
-    "PROMETHEUS_BASIC_AUTH_ENABLED": Variable(_exactly_true, "true", _BOOL_FIX),
-    "PROMETHEUS_USERNAME": Variable(_text, "admin", "must be a user name"),
-    "PROMETHEUS_PASSWORD": Variable(_text, "", "must be a password", secret=True),
-    "PROMETHEUS_BEARER_TOKEN": Variable(_text, None, "must be a token", secret=True),
-    "PROMETHEUS_TENANT_ID": Variable(_text, None, "must be a tenant id"),
-    "PROMETHEUS_HEADERS": Variable(_text, None, "must be a JSON object or Name: value items", secret=True),
-    "PROBE_FAILURE_STATUS": Variable(_one_of("no_data", "unhealthy"), "no_data", "must be no_data or unhealthy"),
-    "PROBE_ENV_ALLOW": Variable(_names, "", "must be names of environment variables, separated by commas"),
-    "POLICY_FILE": Variable(_text, None, "must be the path of a file with the operator's policy"),
-    "PROBE_CUSTOM_DIR": Variable(_text, CUSTOM_DIR, "must be the path of a directory with custom probes"),
-    "BUFFER_PATH": Variable(Path, "./observer-agent-buffer.db", "must be the path of the queue file"),
-    "BUFFER_MAX_ROWS": Variable(_positive, "10000", _COUNT_FIX),
-    "BUFFER_MAX_BYTES": Variable(_optional(_positive), "off", "must be a positive number of bytes, or off"),
-    "BUFFER_MAX_AGE": Variable(_optional(_seconds), "off", "must be a time such as 3600, 90m or 7d, or off"),
-    "BUFFER_SYNC": Variable(_one_of("normal", "full"), "normal", "must be normal or full"),
-    "SKIP_SSL_VERIFICATION": Variable(_bool, "false", _BOOL_FIX),
-    "VERBOSE": Variable(_bool, "false", _BOOL_FIX),
-    "LOG_FORMAT": Variable(_one_of("auto", "text", "json", "journald"), "auto", "must be auto, text, json or journald"),
-    "BROADCAST_LOGS": Variable(_bool, "false", _BOOL_FIX),
-    "LOG_BROADCAST_LEVEL": Variable(
-        _one_of("DEBUG", "INFO", "WARN", "ERROR"), "WARN", "must be DEBUG, INFO, WARN or ERROR"
-    ),
-    "ENABLE_DEBUG_DASHBOARD": Variable(_bool, "true", _BOOL_FIX),
-    "DEBUG_DASHBOARD_HOST": Variable(_text, "127.0.0.1", "must be an address to listen on"),
-    "DEBUG_DASHBOARD_PORT": Variable(_port, "10101", _PORT_FIX),
-    "DEBUG_DASHBOARD_TOKEN": Variable(_text, None, "must be a token", secret=True),
-    "HEARTBEAT_RELAY_ENABLED": Variable(_bool, "false", _BOOL_FIX),
-    "HEARTBEAT_RELAY_HOST": Variable(_text, "127.0.0.1", "must be an address to listen on"),
-    "HEARTBEAT_RELAY_PORT": Variable(_port, "10102", _PORT_FIX),
-    "OBSERVER_OTLP_DISABLE": Variable(_bool, "false", _BOOL_FIX),
-    "OBSERVER_OTLP_LISTEN_ADDR": Variable(_text, "127.0.0.1:4318", "must be host:port"),
-    "OBSERVER_OTLP_BEARER_TOKEN": Variable(_text, None, "must be a token", secret=True),
-    "OBSERVER_OTLP_MAX_BODY_BYTES": Variable(_positive, "16777216", _COUNT_FIX),
-    "OBSERVER_OTLP_MAX_BUFFER_POINTS": Variable(_positive, "1000", _COUNT_FIX),
-}

@@ -25,11 +25,21 @@ Make = Callable[[Callable[[], bool]], Collector]
 
 
 class Pools:
-    """See the module. `make` is handed what asks for one more thread, and returns a collector."""
+    """See the module. `make` is handed what asks for one more thread, and returns a collector.
+
+    `threads` bounds all pools together; each has one in any case.
+    """
 
     def __init__(
-        self, supervisor: Supervisor, clock: Clock, make: Make, on_restart: Callable[[str], object] | None = None
+        self,
+        supervisor: Supervisor,
+        clock: Clock,
+        make: Make,
+        on_restart: Callable[[str], object] | None = None,
+        *,
+        threads: int = THREADS_MAX,
     ) -> None:
+        self._threads = threads
         self._supervisor = supervisor
         self._clock = clock
         self._make = make
@@ -79,7 +89,7 @@ class Pools:
         """One more thread for a pool, up to the bounds; the first one always."""
         with self._lock:
             pool = self._workers[name]
-            full = len(pool) >= POOL_MAX or sum(map(len, self._workers.values())) >= THREADS_MAX
+            full = len(pool) >= POOL_MAX or sum(map(len, self._workers.values())) >= self._threads
             if self._stopping or (pool and full):
                 return False
             worker = self._worker(f"probe-{name}-{len(pool)}", self._collectors[name])

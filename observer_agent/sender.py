@@ -49,6 +49,9 @@ class Cloud(Protocol):
     def batch_limit(self) -> int:
         """Most rows of the next request."""
 
+    def cut(self, batch: Batch) -> Batch:
+        """The first rows of a batch, as many as can go in one request."""
+
     def deliver(self, batch: Batch) -> Answer:
         """Posts a batch."""
 
@@ -134,6 +137,7 @@ class Sender:
         self._hunt = Hunt()
         self._limit = BATCH
         self._good = 0
+        self._more = False  # the batch was cut: rows wait behind it
         self._beats = False
         self._warn = Throttle(clock, WARN)
         self._warn_fenced = Throttle(clock, FENCED_WARN)
@@ -199,6 +203,7 @@ class Sender:
 
     def _turn(self) -> float:
         batch = self._peek()
+        batch = self._fitting(batch) if batch else None
         if batch is None or self._is_retired():
             return IDLE
         answer = self._cloud.deliver(batch)
@@ -224,11 +229,19 @@ class Sender:
             return self._peek()
         return batch
 
+    def _fitting(self, batch: Batch) -> Batch | None:
+        """What of a batch can go in one request; only that is in flight then."""
+        fit = self._cloud.cut(batch)
+        self._more = len(fit) < len(batch)
+        if not self._more:
+            return batch
+        return self._queue.peek(len(fit), batch.rows[0].id - 1, fit.rows[-1].id)
+
     def _accepted(self, batch: Batch, answer: Answer) -> float:
         self._queue.settle(batch, answer)
         self._recovered()
         self.fenced_by = None
-        full = len(batch) >= min(self._limit, self._cloud.batch_limit)
+        full = self._more or len(batch) >= min(self._limit, self._cloud.batch_limit)
         self._good += 1
         if self._good >= DOUBLE_AFTER:
             self._limit, self._good = min(self._limit * 2, BATCH), 0

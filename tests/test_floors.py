@@ -11,13 +11,13 @@ ROOT = Path(observer_agent.__file__).parent
 FLOORS = {
     0: ("errors", "clock", "model"),
     1: (
-        "config logs notify selfmetrics backoff transport resolver verdict worker "
+        "variables lighthousefile config logs notify selfmetrics backoff transport resolver verdict worker "
         "queuefile evidencefile accounts rows space rawpages rawrecords salvage nodes sections document policy job "
         "pulse witness listener"
     ).split(),
     2: ("probes", "diskqueue", "clouds", "relayqueue", "relaydoor"),
     3: ("collector", "sender", "heartbeat", "definitions", "broadcast", "keeper"),
-    4: ("agent", "pools", "tally", "lookout", "evidence", "relay"),
+    4: ("whole", "looking", "agent", "pools", "tally", "lookout", "evidence", "relay", "lighthouse"),
     5: (
         "status dashboard hub commands why policyshow queuerows queueaccess queuelook queuechange show watching "
         "doctor demo"
@@ -25,7 +25,7 @@ FLOORS = {
     6: ("cli", "__main__"),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
-HUB_MAY = {"errors", "clock", "model", "worker", "logs", "nodes", "sections", "document", "probes"}
+HUB_MAY = {"errors", "clock", "model", "worker", "logs", "notify", "nodes", "sections", "document", "probes"}
 
 
 def edges() -> list[tuple[str, str, Path]]:

@@ -198,3 +198,17 @@ def test_neither_key_nor_token_nor_body_is_logged(tmp_path: Path) -> None:
     assert requests.get(f"{url}/api/v1/agents", headers=head, timeout=5).status_code == 200
     assert hub.end() == 0
     assert not any(secret in hub.log() for secret in (key, "token-of", "secret-body"))
+
+
+@pytest.mark.parametrize("server", ["waitress", "gunicorn"])
+def test_systemd_is_told_once_it_listens(server: str, tmp_path: Path) -> None:
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(10)
+        hub = HubProcess(tmp_path, NOTIFY_SOCKET=manager.getsockname())
+        base = hub.start("--server", server)
+        try:
+            assert manager.recv(1000).startswith(b"READY=1")
+            assert requests.get(f"{base}/metrics", timeout=10).status_code == 200
+        finally:
+            hub.end(signal.SIGKILL)

@@ -116,7 +116,7 @@ def test_a_hung_heartbeat_is_replaced(agent, cloud):
 def test_a_definition_whose_probe_hangs_says_so_and_holds_one_thread(agent, cloud, target):
     cloud.definitions = [definition("stuck", target), definition("well", target)]
     release, looks = threading.Event(), []
-    look = agent._look
+    look = agent.looking._look
 
     def hang_on_one(found):
         if plain(found.id) == "stuck":
@@ -125,7 +125,7 @@ def test_a_definition_whose_probe_hangs_says_so_and_holds_one_thread(agent, clou
                 assert release.wait(LONG)
         return look(found)
 
-    agent._look = hang_on_one
+    agent.looking._look = hang_on_one
     agent.start()
     cloud.until(lambda: looks)
     (name,) = until(lambda: [n for n, w in agent.supervisor.workers.items() if n.startswith("probe") and w.busy_since])

@@ -58,7 +58,7 @@ def ask_of(path, *, timeout_ms=TIMEOUT_MS, **config):
         ({"domain": "back\\slash.test"}, "domain"),
         ({"domain": "x" * 64 + ".test"}, "domain"),
         ({"domain": "x." * 127 + "test"}, "domain"),
-        ({"domain": "a.test", "record_type": "SOA"}, "record_type"),
+        ({"domain": "a.test", "record_type": "HINFO"}, "record_type"),
         ({"domain": "a.test", "record_type": "a"}, "record_type"),
         ({"domain": "a.test", "expected_value": "203.0.113"}, "expected_value"),
         ({"domain": "a.test", "expected_value": "2001:db8::1"}, "expected_value"),
@@ -144,6 +144,7 @@ RECORDS = {
     "SRV": ("10 60 5060 sip.example.", ["10 60 5060 sip.example"]),
     "CAA": ('0 issue "letsencrypt.org"', ["issue letsencrypt.org"]),
     "PTR": ("host.example.", ["host.example"]),
+    "SOA": ("ns.example. admin.example. 7 3600 600 86400 60", ["ns.example admin.example 7"]),
 }
 
 
@@ -184,6 +185,8 @@ def test_every_record_type(record_type):
         ("CAA", "0", False),
         ("PTR", "host.example", True),
         ("PTR", "host", False),
+        ("SOA", "ns.example. admin.example. 7", True),
+        ("SOA", "admin.example", False),
     ],
 )
 def test_w23_expected_values(record_type, expected, found):

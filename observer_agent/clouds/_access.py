@@ -1,7 +1,7 @@
 """Where the cloud is and by which key: shared by all connections of an agent, and renewed while they are in use.
 
 A `Line` belongs to one thread, as its `Transport` does, and makes a new one when the access has changed since its last
-call. An answer of 401 makes it read the key again: a rotated key is used at once, whoever wrote it.
+call. An answer of 401 or 410 makes it read the key again: a rotated key is used at once, whoever wrote it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from observer_agent.clock import Clock
 from observer_agent.errors import ConfigError
@@ -17,14 +17,12 @@ from observer_agent.logs import Redactor, Throttle
 from observer_agent.resolver import Resolver
 from observer_agent.transport import CALL_SECONDS, Reply, Transport
 
-if TYPE_CHECKING:
-    from observer_agent.config import Settings
-
 log = logging.getLogger(__name__)
 
 THREADS = 8  # lookups of the cloud's name at once
 READ_AGAIN = 5.0
 WARN = 900.0
+REFUSALS = (401, 410)  # what a cloud may say to a key that has been replaced
 
 
 class Place(NamedTuple):
@@ -40,7 +38,7 @@ class Access:
 
     def __init__(
         self,
-        settings: Settings,
+        place: Place,
         headers: Callable[[str], Mapping[str, str]],
         *,
         clock: Clock,
@@ -55,16 +53,16 @@ class Access:
         self._lock = threading.Lock()
         self._read_after = 0.0
         self._warn = Throttle(clock, WARN)
-        self.place = _place(settings)
+        self.place = place
         self.generation = 0
 
-    def renew(self, settings: Settings) -> None:
+    def renew(self, place: Place) -> None:
         """Every line makes a new transport at its next call: other settings, or a file of CAs that has changed."""
         with self._lock:
-            self._go(_place(settings))
+            self._go(place)
 
     def key_refused(self, key: str) -> bool:
-        """The cloud has answered 401 to `key`: whether there is another one by now."""
+        """The cloud has refused `key`: whether there is another one by now."""
         with self._lock:
             now = self._clock.monotonic()
             if self.place.key == key and self._read_key and now >= self._read_after:
@@ -112,11 +110,11 @@ class Line:
         headers: Mapping[str, str] | None = None,
         seconds: float = CALL_SECONDS,
     ) -> Reply:
-        """As `Transport.call`; after a 401, once more in what is left of `seconds` if there is another key."""
+        """As `Transport.call`; after a 401 or 410, once more in what is left of `seconds` if there is another key."""
         until = self._clock.monotonic() + seconds
         self._follow()
         reply = self._transport.call(method, path, body, headers, seconds)
-        if reply.status != 401 or not self._access.key_refused(self._key):
+        if reply.status not in REFUSALS or not self._access.key_refused(self._key):
             return reply
         self._follow()
         return self._transport.call(method, path, body, headers, until - self._clock.monotonic())
@@ -131,7 +129,3 @@ class Line:
         self._transport.close()
         self._generation, self._key = self._access.generation, self._access.place.key
         self._transport = self._access.transport()
-
-
-def _place(settings: Settings) -> Place:
-    return Place(settings.cloud_server_url, settings.agent_key, not settings.skip_ssl_verification)

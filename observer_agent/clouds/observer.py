@@ -82,6 +82,10 @@ class Observer:
         """Most rows of the next request: 100, or 1 while the cloud knows no batches."""
         return 1 if self._clock.monotonic() < self._single_until else BATCH
 
+    def cut(self, batch: Batch) -> Batch:
+        """All of it: any rows may go together."""
+        return batch
+
     def deliver(self, batch: Batch) -> Answer:
         """Posts a batch and says what the cloud made of it."""
         single = self.batch_limit == 1

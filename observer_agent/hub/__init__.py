@@ -40,6 +40,7 @@
     outbox.py      whose turn it is, claims, attempts, when to try again
     post.py        one POST under one deadline; guard.py: which addresses it may reach
     audit.py       who has changed what
+    lighthouse/    the second dialect: a console for Lighthouse agents
     store.py       everything that is written, each in one transaction; intake.py: what agents send
     look.py        everything that is read
     database.py    the engine, its transactions, and the schema brought up to date; partitions.py on PostgreSQL

@@ -19,6 +19,11 @@ from observer_agent.hub.guard import NOTHING_MORE, Allow
 from observer_agent.hub.history import History
 from observer_agent.hub.history_api import history_api
 from observer_agent.hub.keys_api import keys_api
+from observer_agent.hub.lighthouse.api import lighthouse_api
+from observer_agent.hub.lighthouse.face import lighthouse_face
+from observer_agent.hub.lighthouse.intake import Intake
+from observer_agent.hub.lighthouse.look import Look as LighthouseLook
+from observer_agent.hub.lighthouse.manage import Manage
 from observer_agent.hub.limits import BehindProxies, Limits
 from observer_agent.hub.look import Look
 from observer_agent.hub.openapi import openapi_api
@@ -69,6 +74,8 @@ def create_app(
     app.register_blueprint(document_api(store, token))
     app.register_blueprint(expose(look, token))
     app.register_blueprint(openapi_api(token))
+    app.register_blueprint(lighthouse_face(Intake(store.database, clock)))
+    app.register_blueprint(lighthouse_api(Manage(store.database, clock), LighthouseLook(store.database, clock), token))
     webhooks = Webhooks(store.database, clock, allow)
     app.register_blueprint(webhook_api(webhooks, token))
     parts = Parts(store, look, clock, webhooks, History(store.database, clock))
@@ -98,21 +105,26 @@ def _http_error(error: HTTPException) -> Response | tuple[Response, int, list[tu
         return error_page(error)
     code = error.code or 500
     kept = [(name, value) for name, value in error.get_headers() if name in ("Allow", "Location", "Retry-After")]
-    if code == 401 and not request.path.startswith("/api/agent/"):
+    if code == 401 and not request.path.startswith(("/api/agent/", "/api/lighthouse/")):
         kept.append(("WWW-Authenticate", "Bearer"))
-    body = {"error": CODES.get(code, (error.name or "error").lower().replace(" ", "_")), "message": error.description}
-    return jsonify(body), code, kept
+    word = CODES.get(code, (error.name or "error").lower().replace(" ", "_"))
+    return _worded(word, error.description), code, kept
 
 
 def _malformed(error: wire.Malformed) -> tuple[Response, int]:
-    return jsonify({"error": "bad_request", "message": str(error)}), 400
+    return _worded("bad_request", str(error)), 400
 
 
 def _unavailable(error: Exception) -> tuple[Response, int, dict[str, str]]:
     """A full disk, a locked file, a server that restarts are for a while: agents keep their rows and come back."""
     told(error)
-    body = {"error": "storage_unavailable", "message": "the database refused; try again later"}
-    return jsonify(body), 503, {"Retry-After": "5"}
+    return _worded("storage_unavailable", "the database refused; try again later"), 503, {"Retry-After": "5"}
+
+
+def _worded(code: str, text: str | None) -> Response:
+    """An error as the dialect of its path writes it."""
+    dialect = request.path.startswith(("/api/lighthouse/", "/api/lighthouses"))
+    return jsonify({"error": text or code} if dialect else {"error": code, "message": text})
 
 
 def _readable() -> None:

@@ -18,6 +18,7 @@ from observer_agent import __version__
 from observer_agent.hub.asked import guarded
 from observer_agent.hub.document_cli import register
 from observer_agent.hub.keys_cli import key
+from observer_agent.hub.lighthouse.cli import lighthouse
 from observer_agent.hub.webhook_cli import webhook
 
 FOR_EVER = 3600.0
@@ -31,6 +32,7 @@ def main() -> None:
 
 main.add_command(webhook)
 main.add_command(key)
+main.add_command(lighthouse)
 
 
 @main.command()
@@ -42,9 +44,10 @@ main.add_command(key)
 @guarded
 def serve(file: Path | None, host: str, port: int, server: str, workers: int) -> None:
     """Serves until SIGTERM."""
-    from observer_agent.clock import Signals
+    from observer_agent.clock import Clock, Signals
     from observer_agent.hub import settings
     from observer_agent.hub.follow import Follower
+    from observer_agent.notify import Notifier
 
     settings.check_bind(host, settings.load(os.environ))
     follow = Follower(file) if file else None
@@ -52,6 +55,7 @@ def serve(file: Path | None, host: str, port: int, server: str, workers: int) ->
         return by_gunicorn(follow, host, port, workers)
     with Signals((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)) as signals, serving(follow, host, port) as url:
         click.echo(f"listening on {url}")
+        Notifier(os.environ, Clock()).ready()  # gunicorn says it by itself
         while not {signal.SIGTERM, signal.SIGINT} & set(came := signals.wait(FOR_EVER)):
             if follow and signal.SIGHUP in came:
                 follow.again()

@@ -21,6 +21,8 @@ from observer_agent.hub.database import POSTGRESQL
 PENDING = "pending"
 STATUS_CHANGED = "metric.status_changed"
 NO_DATA = "metric.no_data"
+LIGHTHOUSE_OFFLINE = "lighthouse.offline"
+CHECK_CHANGED = "check.state_changed"
 TEST = "webhook.test"
 LAID_OUT = "observer_laid_out"  # marks a connection whose transaction has filled the outbox: `courier.py` looks for it
 LAYING_OUT = 0x0B5E_47EC  # the advisory lock of the transaction that lays out, until it is committed

@@ -14,6 +14,7 @@ from flask import Blueprint, jsonify
 
 from observer_agent import __version__
 from observer_agent.hub.access import KEY_MAX, admit_reader
+from observer_agent.hub.lighthouse import described
 from observer_agent.hub.shapes import COUNT, INSTANT, SHAPES, TEXT, Schema, one_of, ref
 
 JSON = "application/json"
@@ -21,7 +22,8 @@ YAML = "application/yaml"
 TEXT_FORMAT = "text/plain"
 AGENT = "agentKey"
 TOKEN = "token"
-OPTIONAL = ("Rotation", "Revocation")  # bodies that may be left out
+LIGHTHOUSE = "lighthouseToken"
+OPTIONAL = ("Rotation", "Revocation", *described.OPTIONAL)  # bodies that may be left out
 GUARDS = {
     AGENT: {
         "type": "apiKey",
@@ -34,6 +36,11 @@ GUARDS = {
         "scheme": "bearer",
         "description": "The token of OBSERVER_HUB_TOKEN. A hub without one answers on its own machine alone.",
     },
+    LIGHTHOUSE: {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "The token of a lighthouse (observer-hub lighthouse create).",
+    },
 }
 ABOUT = "Writes under /api/v1 need Content-Type: application/json, those without a body too; apply takes YAML besides."
 REFUSALS = {
@@ -41,7 +48,8 @@ REFUSALS = {
     401: "No key or token, or one that is not known.",
     403: "A hub without a token was addressed by another name than this machine's.",
     404: "There is no such thing.",
-    409: "Something else has that name.",
+    409: "Something else has that name, or another instance is active.",
+    410: "It was deleted.",
     413: "The body is too large, or a batch has too many rows.",
     415: "The Content-Type is not one that is taken here.",
     422: "The document was refused; nothing was applied.",
@@ -69,7 +77,14 @@ class Op(NamedTuple):
     @property
     def guard(self) -> str:
         """Who may."""
+        if self.path.startswith("/api/lighthouse/"):
+            return LIGHTHOUSE
         return AGENT if self.path.startswith("/api/agent/") else TOKEN
+
+    @property
+    def trouble(self) -> str:
+        """The shape of a refusal: each dialect has its own."""
+        return "Trouble" if self.path.startswith(("/api/lighthouse/", "/api/lighthouses")) else "Error"
 
     @property
     def refusals(self) -> set[int]:
@@ -101,6 +116,7 @@ ASKS: Mapping[str, Mapping[str, Any]] = {
     "to": _STAMP,
     "step": {"schema": {**one_of(("hour", "day", "raw")), "default": "hour"}},
     **APPLYING,
+    **described.ASKS,
     "Agent-Started-At": {
         "in": "header",
         "description": "When the agent's process began; what cannot be read counts as absent.",
@@ -117,6 +133,7 @@ SEGMENTS: Mapping[str, Schema] = {
     "metric_id": {"type": "string", "minLength": 1, "pattern": "^[^/]"},
     "name": {"type": "string", "minLength": 1, "pattern": "^[^/]"},
     "ref": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9 ._-]*$", "description": "Name or id."},
+    **described.SEGMENTS,
 }
 _RANGE = ("from", "to", "step", "agent_id")
 _PUSHED = ("Agent-Started-At", "Push-Sequence")
@@ -128,6 +145,7 @@ ALSO: Mapping[str, Mapping[int, tuple[str, ...]]] = {
     "create_webhook": {409: ("Error",)},
     "change_webhook": {409: ("Error",)},
     "redeliver": {404: ("Error",)},
+    **described.ALSO,
 }
 _V1 = "/api/v1"
 _HOOK = f"{_V1}/webhooks/{{ref}}"
@@ -165,6 +183,7 @@ OPERATIONS: tuple[Op, ...] = (
     Op("get", f"{_V1}/openapi.json", "openapi", "This document.", "Empty"),
     Op("get", "/metrics", "hub_metrics", "The hub's own numbers for Prometheus.", TEXT_FORMAT),
     Op("get", f"{_V1}/metrics/export", "export_metrics", "The last verdicts for Prometheus.", TEXT_FORMAT),
+    *(Op(*row) for row in described.OPERATIONS),
 )
 
 
@@ -185,7 +204,7 @@ def document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "observer-hub", "version": __version__, "description": ABOUT},
         "paths": paths,
-        "components": {"schemas": SHAPES, "securitySchemes": GUARDS},
+        "components": {"schemas": {**SHAPES, **described.SHAPES}, "securitySchemes": GUARDS},
     }
 
 
@@ -198,7 +217,7 @@ def _operation(op: Op) -> dict[str, Any]:
         "responses": {str(op.status): _answer(op), **{str(code): _refusal(op, code) for code in sorted(op.refusals)}},
     }
     if op.takes:
-        kinds = (JSON, YAML) if op.name == "apply" else (JSON,)
+        kinds = (JSON, YAML) if op.name == "apply" else (described.MEDIA.get(op.takes, JSON),)
         content = {kind: {"schema": ref(op.takes)} for kind in kinds}
         found["requestBody"] = {"required": op.takes not in OPTIONAL, "content": content}
     return found
@@ -212,6 +231,8 @@ def _parameters(op: Op) -> Iterator[dict[str, Any]]:
 
 
 def _answer(op: Op) -> dict[str, Any]:
+    if op.gives == described.NOTHING:
+        return {"description": op.about}
     if "/" in op.gives:
         return {
             "description": op.about,
@@ -224,7 +245,7 @@ def _answer(op: Op) -> dict[str, Any]:
 
 
 def _refusal(op: Op, code: int) -> dict[str, Any]:
-    found = _body(REFUSALS[code], ALSO.get(op.name, {}).get(code, ("Error",)))
+    found = _body(REFUSALS[code], ALSO.get(op.name, {}).get(code, (op.trouble,)))
     if code in WAITING:
         found["headers"] = {"Retry-After": {"schema": COUNT}}
     return found

@@ -17,7 +17,7 @@ _ONE, _MANY = 1, 3  # FieldDescriptorProto.Label
 
 def encode(series: Mapping[Labels, Sequence[Point]]) -> bytes:
     """A `prometheus.WriteRequest` of these series, compressed as a snappy block."""
-    request = _message()()
+    request = request_class()()
     for labels, points in series.items():
         one = request.timeseries.add()
         for name, value in labels:
@@ -28,7 +28,7 @@ def encode(series: Mapping[Labels, Sequence[Point]]) -> bytes:
 
 
 @cache
-def _message() -> Any:
+def request_class() -> Any:
     """The class of `prometheus.WriteRequest`, described here as prompb/remote.proto numbers its fields."""
     file = descriptor_pb2.FileDescriptorProto(name="observer/remote.proto", package="prometheus", syntax="proto3")
     label = file.message_type.add(name="Label")

@@ -16,6 +16,7 @@ from observer_agent.hub import statuses
 from observer_agent.hub.courier import Courier
 from observer_agent.hub.guard import NOTHING_MORE, Allow, Guard
 from observer_agent.hub.keep import Keep
+from observer_agent.hub.lighthouse.judge import Silence
 from observer_agent.hub.partitions import WEEK
 from observer_agent.hub.patient import patient
 from observer_agent.hub.post import Poster
@@ -52,6 +53,7 @@ class Ticker:
         self._exporter = _exporter(store, clock, remote) if remote else None
         self._courier = Courier(store.database, clock, Poster(Guard(allow, clock), clock))
         self._roller = Roller(store.database, clock, keep)
+        self._silence = Silence(store.database, clock, (keep or Keep()).events)
         self._supervisor = Supervisor()
 
     def also(self, name: str, step: Callable[[], float]) -> None:
@@ -65,6 +67,7 @@ class Ticker:
         self.also("parts", self._parts)
         self.also("clocks", self._clocks)
         self.also("roll", self._roller.step)
+        self.also("lighthouses", self._silence.step)
         self._supervisor.add(self._courier.worker)
         if self._exporter:
             self.also("export", self._exporter.step)

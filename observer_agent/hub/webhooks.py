@@ -21,14 +21,25 @@ from observer_agent.clock import Clock, iso
 from observer_agent.errors import UsageError
 from observer_agent.hub import audit, schema
 from observer_agent.hub.database import Database
-from observer_agent.hub.events import NO_DATA, PENDING, STATUS_CHANGED, TEST, Event, keep, lay_out, wants
+from observer_agent.hub.events import (
+    CHECK_CHANGED,
+    LIGHTHOUSE_OFFLINE,
+    NO_DATA,
+    PENDING,
+    STATUS_CHANGED,
+    TEST,
+    Event,
+    keep,
+    lay_out,
+    wants,
+)
 from observer_agent.hub.guard import NOTHING_MORE, Allow, check_url
 from observer_agent.hub.machines import Signal
 from observer_agent.logs import Redactor
 
 SECRET_PREFIX = "whsec_"
 SECRET_MIN, SECRET_MAX = 16, 256
-KINDS = (*(signal.value for signal in Signal), STATUS_CHANGED, NO_DATA, TEST)
+KINDS = (*(signal.value for signal in Signal), STATUS_CHANGED, NO_DATA, LIGHTHOUSE_OFFLINE, CHECK_CHANGED, TEST)
 RESERVED = ("deliveries", "redeliver")  # words of the API's paths
 LOG_LIMIT = 20
 

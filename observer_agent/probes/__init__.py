@@ -29,6 +29,7 @@ from observer_agent.probes import (
     prometheus,
     tcp,
     tls_cert,
+    udp,
     websocket,
 )
 from observer_agent.probes._evidence import facts, shown
@@ -74,6 +75,7 @@ SOURCES: Final[Mapping[str, SourceType]] = MappingProxyType(
         "mtls_http": SourceType(mtls_http.parse, mtls_http.probe),
         "host": SourceType(host.parse, host.probe),
         "otlp": SourceType(otlp.parse, otlp.probe),
+        "udp": SourceType(udp.parse, udp.probe),  # ours: the wire of the observer does not know it
     }
 )
 

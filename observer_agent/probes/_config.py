@@ -148,6 +148,29 @@ class Fields:
             self.problem(name, problem)
         return {} if problem else dict(value)
 
+    def objects(self, name: str, most: int) -> list[Mapping[str, Any]]:
+        """A list of at most `most` objects; null entries in them equal absent ones."""
+        value = self._take(name)
+        if value is None:
+            return []
+        if not isinstance(value, list | tuple) or len(value) > most or not all(isinstance(i, Mapping) for i in value):
+            self.problem(name, f"must be a list of at most {most} objects")
+            return []
+        return [{key: entry for key, entry in item.items() if entry is not None} for item in value]
+
+    def texts(self, name: str, most: int, longest: int) -> tuple[str, ...]:
+        """A list of at most `most` texts of 1 to `longest` characters."""
+        value = self._take(name)
+        if value is None:
+            return ()
+        if not isinstance(value, list | tuple) or len(value) > most:
+            self.problem(name, f"must be a list of at most {most} texts")
+            return ()
+        if not all(isinstance(item, str) and 0 < len(item) <= longest and encodable(item) for item in value):
+            self.problem(name, f"must hold texts of 1 to {longest} characters")
+            return ()
+        return tuple(value)
+
     def tokens(self, name: str, most: int, longest: int) -> tuple[str, ...]:
         """A list of at most `most` words, as HTTP knows them; each at most `longest` characters."""
         value = self._take(name)

@@ -23,12 +23,17 @@ THREADS: Final = 8
 
 
 class Space(NamedTuple):
-    """Bytes: all of them, used ones, and what ordinary users may still take; and where the file system is mounted."""
+    """Bytes: all of them, used ones, and what ordinary users may still take; and where the file system is mounted.
+
+    A file system that makes inodes as it needs them has none of them.
+    """
 
     size: int
     used: int
     available: int
     mounted_on: str
+    inodes: int = 0
+    inodes_free: int = 0
 
 
 Look = Callable[[str], Space]
@@ -112,7 +117,7 @@ def system_look(path: str) -> Space:
     place = os.path.realpath(path)
     while not os.path.ismount(place):
         place = os.path.dirname(place)
-    return Space(size, size - free, available, place)
+    return Space(size, size - free, available, place, facts.f_files, facts.f_ffree)
 
 
 def _overloaded(text: str) -> Failed:

@@ -22,6 +22,7 @@ from observer_agent.resolver import Address, parse_literal
 
 ROUNDS: Final = 3  # each server is asked so often, evenly over the time that there is
 MOST: Final = 3  # servers, as in the C library
+MOST_SUFFIXES: Final = 6
 PORT: Final = 53
 _FINAL: Final = frozenset(("NOERROR", "NXDOMAIN"))
 _NO_EDNS: Final = frozenset(("FORMERR", "NOTIMP"))
@@ -73,6 +74,25 @@ def system_servers(conf: Path) -> tuple[Server, ...]:
     found = [parse_literal(word[1]) for word in words if len(word) > 1 and word[0] == "nameserver"]
     servers = tuple(dict.fromkeys(Server(address) for address in found if address))[:MOST]
     return servers or (Server(Address(socket.AF_INET, "127.0.0.1")),)
+
+
+def suffixes(conf: Path, name: str) -> tuple[str, ...]:
+    """The names to ask for in turn, as the C library completes one: `search`, `domain` and `ndots` of a resolv.conf."""
+    try:
+        words = [line.split() for line in conf.read_text("utf-8", "replace").splitlines()]
+    except OSError:
+        words = []
+    found: list[str] = []
+    ndots = 1
+    for word in words:
+        if word and word[0] in ("search", "domain"):
+            found = word[1:]
+        for option in word[1:] if word and word[0] == "options" else ():
+            number = option.removeprefix("ndots:")
+            ndots = int(number) if number != option and number.isascii() and number.isdecimal() else ndots
+    longer = tuple(f"{name}{suffix.rstrip('.')}.".lower() for suffix in found[:MOST_SUFFIXES] if suffix.rstrip("."))
+    whole = name.count(".") - 1 >= ndots
+    return tuple(dict.fromkeys((name, *longer) if whole else (*longer, name)))
 
 
 class Asking:

@@ -18,7 +18,7 @@ from observer_agent.probes._reasons import Failed, Reason
 if TYPE_CHECKING:
     from dns.message import Message
 
-RECORD_TYPES: Final = ("A", "AAAA", "CNAME", "MX", "TXT", "NS", "SRV", "CAA", "PTR")
+RECORD_TYPES: Final = ("A", "AAAA", "CNAME", "MX", "TXT", "NS", "SRV", "CAA", "PTR", "SOA")
 PAYLOAD: Final = 1_232  # what goes through every network in one piece (DNS flag day 2020)
 
 _CODES: Final[Mapping[str, tuple[Reason, str]]] = MappingProxyType(
@@ -137,9 +137,15 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace")
 
 
+def _mx(rdata: Any) -> tuple[str, ...]:
+    host = _name(rdata.exchange)
+    return host, f"{rdata.preference} {host}", f"{host} (priority {rdata.preference})"
+
+
 def _srv(rdata: Any) -> tuple[str, ...]:
     target = _name(rdata.target)
-    return f"{rdata.priority} {rdata.weight} {rdata.port} {target}", target, f"{target}:{rdata.port}"
+    long = f"{target}:{rdata.port} (priority {rdata.priority}, weight {rdata.weight})"
+    return f"{rdata.priority} {rdata.weight} {rdata.port} {target}", target, f"{target}:{rdata.port}", long
 
 
 _FORMS: Final[Mapping[str, Callable[[Any], tuple[str, ...]]]] = MappingProxyType(
@@ -149,10 +155,15 @@ _FORMS: Final[Mapping[str, Callable[[Any], tuple[str, ...]]]] = MappingProxyType
         "CNAME": lambda rdata: (_name(rdata.target),),
         "NS": lambda rdata: (_name(rdata.target),),
         "PTR": lambda rdata: (_name(rdata.target),),
-        "MX": lambda rdata: (_name(rdata.exchange), f"{rdata.preference} {_name(rdata.exchange)}"),
+        "MX": _mx,
         "SRV": _srv,
         "TXT": lambda rdata: (_text(b"".join(rdata.strings)),),
-        "CAA": lambda rdata: (f"{_text(rdata.tag)} {_text(rdata.value)}",),
+        "CAA": lambda rdata: (
+            f"{_text(rdata.tag)} {_text(rdata.value)}",
+            f"{rdata.flags} {_text(rdata.tag)} {_text(rdata.value)}",
+            _text(rdata.value),
+        ),
+        "SOA": lambda rdata: (f"{_name(rdata.mname)} {_name(rdata.rname)} {rdata.serial}", _name(rdata.mname)),
     }
 )
 
@@ -170,14 +181,20 @@ def expected(record_type: str, text: str) -> str:
         except ValueError:
             raise ValueError(f"must be an IPv{4 if record_type == 'A' else 6} address, as whole") from None
     text = " ".join(text.lower().split())
-    return text.removesuffix(".").replace(".:", ":") or "."
+    return text.removesuffix(".").replace(".:", ":").replace(". ", " ") or "."
 
 
 def matches(record_type: str, text: str, answer: Answer) -> bool:
     """Whether a record is what was expected: free text may hold it, everything else must equal it."""
     if record_type in ("TXT", "CAA"):
-        return any(text in form for forms in answer.records for form in forms)
+        return any(text in forms[0] for forms in answer.records)
     return any(text in forms for forms in answer.records)
+
+
+def holds(text: str, answer: Answer, exactly: bool) -> bool:
+    """Whether a record equals a text, or has it as a part, whatever the record type; names without regard to case."""
+    forms = (form for forms in answer.records for form in forms)
+    return any(text == form if exactly else text.lower() in form.lower() for form in forms)
 
 
 _LABEL = re.compile(r"[!-.0-\[\]-~/]{1,63}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import html
+import itertools
 import json
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ SHOWN: Final = 512  # characters of it that are shown: a secret that the window 
 LEAST: Final = 4  # characters of a secret
 RUN: Final = 8  # characters in a row of a secret that are hidden wherever they stand
 LONGEST: Final = 1_024  # characters of a secret that are looked for in pieces
+MOST_PARTS: Final = 100  # parts of a request's body that are looked for
+_WORDS: Final = re.compile(r"""[\s,;:=&"'<>{}\[\]()]+""")
 PIECE: Final = 6  # characters of a part of one; a shorter word is more likely the target's own
 TOKEN: Final = re.compile(r"(?=.*[0-9]).{8,}|.{16,}")  # a part of a path that may be a secret, unlike `health`
 SECRETS: Final = re.compile(  # no part of it may look twice at a long run: the text is a stranger's
@@ -187,6 +190,10 @@ def _sent(request: Request) -> Iterator[str]:
     for _, value in request.headers:
         yield value
         yield from _parts(value)
+    if request.body:
+        text = request.body[:WINDOW].decode("utf-8", "surrogateescape")
+        yield text
+        yield from itertools.islice((part for part in _WORDS.split(text) if len(part) >= PIECE), MOST_PARTS)
     path, _, query = request.url.target.partition("?")
     parts = (part for part in path.split("/") if TOKEN.fullmatch(part))
     values = (pair.partition("=")[2] or pair for pair in query.split("&"))

@@ -72,6 +72,21 @@ def parse_refs(fields: Fields, inline: Pairs = ()) -> Pairs:
     return tuple(given.items())
 
 
+def is_token(name: str) -> bool:
+    """Whether a text can be a header's name."""
+    return bool(_TOKEN.fullmatch(name))
+
+
+def frames(name: str) -> bool:
+    """Whether a header of this name is about how the message is sent, which is the agent's own."""
+    return name.lower() in _OURS
+
+
+def problem_of(name: str, value: str) -> str:
+    """Why a header cannot be sent; empty where it can. Secrets may be."""
+    return _name_problem(name) or _value_problem(name, value)
+
+
 def looks_like_credential(name: str) -> bool:
     """Whether a header of this name is likely to carry a secret; `X-Author` and `X-Monkey` are not."""
     plain = name.strip().lower()
@@ -82,14 +97,18 @@ def looks_like_credential(name: str) -> bool:
 
 
 def _name_problem(name: str) -> str:
-    if not _TOKEN.fullmatch(name):
+    if not is_token(name):
         return "is not a header's name"
-    return "is set by the agent itself" if name.lower() in _OURS else ""
+    return "is set by the agent itself" if frames(name) else ""
 
 
 def _inline_problem(name: str, value: str) -> str:
     if looks_like_credential(name):
         return "looks like a credential: put the value into an environment variable and use header_refs"
+    return _value_problem(name, value)
+
+
+def _value_problem(name: str, value: str) -> str:
     if _FORBIDDEN.search(value):
         return "must not hold control characters or line breaks"
     if len(value) > LONGEST:

@@ -8,6 +8,7 @@ Runs on the probe's thread; failures are raised as Failed.
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable
 from types import TracebackType
 from typing import NamedTuple
@@ -105,6 +106,28 @@ class Response:
         if self._compressed:
             raise broken("the body is compressed though plain was asked for")
         return self.body(limit)
+
+    def searchable(self, limit: int) -> tuple[bytes, Failed | None]:
+        """At most `limit` bytes of the body, unpacked, and why there are no more where it ended early."""
+        taken: list[bytes] = []
+        ended = None
+        try:
+            taken += self._pieces(limit)
+        except Failed as failure:
+            ended = failure
+            taken.append(self._reader.left(limit))
+        body = b"".join(taken)[:limit]
+        return (self._unpacked(body, limit) if self._compressed else body), ended
+
+    def _unpacked(self, body: bytes, limit: int) -> bytes:
+        """Plain was asked for, but some servers know gzip alone."""
+        try:
+            plain = zlib.decompressobj(47).decompress(body, limit)  # 47: gzip or zlib, whichever it is
+        except zlib.error:
+            plain = b""
+        if body and not plain:
+            raise broken("the body is compressed though plain was asked for")
+        return plain
 
     @property
     def _compressed(self) -> bool:

@@ -41,6 +41,8 @@ class Reason(StrEnum):
     DNS_OVERLOADED = "dns_overloaded"  # ours
     POLICY_DENIED = "policy_denied"  # ours
     TCP_ERROR = "tcp_error"
+    UDP_ERROR = "udp_error"  # ours
+    REPLY_MISMATCH = "reply_mismatch"  # ours
     # secrets and TLS
     HEADER_REF_MISSING = "header_ref_missing"
     HEADER_REF_INVALID = "header_ref_invalid"
@@ -66,6 +68,8 @@ class Reason(StrEnum):
     TOO_MANY_REDIRECTS = "too_many_redirects"  # ours
     REDIRECT_DOWNGRADE = "redirect_downgrade"  # ours
     BODY_MISMATCH = "body_mismatch"
+    BODY_UNEXPECTED = "body_unexpected"  # ours
+    HEADER_MISMATCH = "header_mismatch"  # ours
     BODY_TOO_LARGE = "body_too_large"  # ours
     JSON_BODY_TOO_LARGE = "json_body_too_large"
     JSON_PARSE_FAILED = "json_parse_failed"
@@ -219,6 +223,7 @@ _ELSEWHERE: Final[Mapping[Fault, tuple[Reason, ...]]] = MappingProxyType(
             Reason.NET_UNREACHABLE,
             Reason.FORBIDDEN,
             Reason.TCP_ERROR,
+            Reason.UDP_ERROR,
             Reason.TLS_ERROR,
             Reason.ICMP_ERROR,
         ),

@@ -13,16 +13,19 @@ from typing import Any, Final
 from observer_agent.model import Reading
 from observer_agent.probes import _evidence, _extract, _mtls, _secrets
 from observer_agent.probes._config import Fields
+from observer_agent.probes._expect import ExpectedHeader, check_headers, parse_expected
 from observer_agent.probes._headers import Pairs, parse_headers, parse_refs
-from observer_agent.probes._http import Request, Response, exchange
+from observer_agent.probes._hops import BROWSER, STRICT, Hops
+from observer_agent.probes._http import Response
 from observer_agent.probes._jsonpath import Path, parse_path
 from observer_agent.probes._reasons import Failed, Reason, unexpected_status
 from observer_agent.probes._tools import Run, Tools
-from observer_agent.probes._url import BadScheme, Url, follow, parse_url
+from observer_agent.probes._url import Url, parse_url
 
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-HOPS: Final = 5
+HOPS, MOST_HOPS = 5, 10
 MATCH_LIMIT: Final = 65_536
+LARGEST: Final = 1_048_576  # bytes of a body, sent or looked through
 COURTESY: Final = 0.1
 
 
@@ -43,6 +46,12 @@ class HttpConfig:
     client_cert_ref: str | None
     client_key_ref: str | None
     ca_cert_ref: str | None
+    body: bytes = b""
+    body_absent: bytes = b""
+    body_limit: int = MATCH_LIMIT
+    expected_headers: tuple[ExpectedHeader, ...] = ()
+    max_redirects: int = HOPS
+    redirect_rules: str = STRICT
 
 
 def parse(raw: object) -> HttpConfig:
@@ -64,6 +73,12 @@ def parse(raw: object) -> HttpConfig:
         client_cert_ref=fields.env_name("client_cert_ref"),
         client_key_ref=fields.env_name("client_key_ref"),
         ca_cert_ref=fields.env_name("ca_cert_ref"),
+        body=(fields.text("body", longest=LARGEST) or "").encode(),
+        body_absent=(fields.text("body_absent", longest=MATCH_LIMIT) or "").encode(),
+        body_limit=fields.whole("body_limit", 1, LARGEST, MATCH_LIMIT),
+        expected_headers=parse_expected(fields),
+        max_redirects=fields.whole("max_redirects", 1, MOST_HOPS, HOPS),
+        redirect_rules=fields.choice("redirect_rules", (STRICT, BROWSER), STRICT),
     )
     _cross_check(fields, config)
     fields.done()
@@ -72,8 +87,8 @@ def parse(raw: object) -> HttpConfig:
 
 def _cross_check(fields: Fields, config: HttpConfig) -> None:
     if config.method == "HEAD":
-        for name, wanted in (("body_match", config.body_match), ("json_path", config.json_path)):
-            if wanted:
+        for name in ("body_match", "body_absent", "json_path"):
+            if getattr(config, name):
                 fields.problem(name, "cannot be used with method HEAD, whose answers have no body")
     if bool(config.client_cert_ref) != bool(config.client_key_ref):
         fields.problem("client_cert_ref", "needs client_key_ref and the other way round")
@@ -89,56 +104,10 @@ def probe(config: HttpConfig, deadline: float, tools: Tools) -> Reading:
         if identity.warning:
             known["cert_expiry_warning"] = identity.warning
         run.restart()
-        with _Hops(config, secrets, identity, run).walk(known) as response:
+        with Hops(config, secrets, identity, run).walk(known) as response:
             return _judge(config, response, run, known)
     except Failed as failure:
         return run.failed(failure, **known)
-
-
-class _Hops:
-    """The way from the first URL to the answer that counts. Off the first origin nothing of the operator's goes."""
-
-    def __init__(self, config: HttpConfig, secrets: Pairs, identity: _mtls.Identity, run: Run) -> None:
-        self._config = config
-        self._identity = identity
-        self._run = run
-        self._url = config.url
-        self._headers = (*config.headers, *secrets)
-        self._home = True
-
-    def walk(self, known: dict[str, Any]) -> Response:
-        """Follows redirects and returns the last response, open."""
-        hops = 0
-        while True:
-            response = self._ask()
-            location = response.headers.get("location")
-            onward = location if self._config.follow_redirects and 300 <= response.status < 400 else None
-            if onward or hops:
-                _evidence.add_hop(response, self._run)
-            if not onward:
-                return response
-            response.close()
-            if hops == HOPS:
-                raise Failed(Reason.TOO_MANY_REDIRECTS, f"the server redirects more than {HOPS} times")
-            self._move(onward)
-            hops = known["hops"] = hops + 1
-
-    def _ask(self) -> Response:
-        tls = self._identity.tls(self._home, self._run) if self._url.scheme == "https" else None
-        headers = self._headers if self._home else ()
-        return exchange(Request(self._config.method, self._url, headers), self._run, tls)
-
-    def _move(self, location: str) -> None:
-        try:
-            url = follow(self._url, location)
-        except BadScheme:
-            raise Failed(Reason.INVALID_URL_SCHEME, "the server redirects to something else than http(s)") from None
-        except ValueError as error:
-            raise Failed(Reason.INVALID_URL, str(error)) from None
-        if self._url.scheme == "https" and url.scheme == "http":
-            raise Failed(Reason.REDIRECT_DOWNGRADE, "the server redirects from https to http")
-        self._home = self._home and url.origin == self._config.url.origin
-        self._url = url
 
 
 def _judge(config: HttpConfig, response: Response, run: Run, known: dict[str, Any]) -> Reading:
@@ -147,10 +116,11 @@ def _judge(config: HttpConfig, response: Response, run: Run, known: dict[str, An
     if response.status not in config.expected_status:
         _glimpse(response, run)
         raise Failed(unexpected_status(response.status), f"the server answered {response.status}")
+    check_headers(config.expected_headers, response.headers)
     if config.json_path is not None:
         return _number(config, response, run, {**known, "response_time_ms": took})
-    if config.body_match:
-        _match(config, response, run, response.plain_body(MATCH_LIMIT))
+    if config.body_match or config.body_absent:
+        _match(config, response, run, *response.searchable(config.body_limit))
     else:
         _take_rest(response, run)
     return run.gave(took, **known)
@@ -167,10 +137,17 @@ def _number(config: HttpConfig, response: Response, run: Run, known: dict[str, A
         return run.failed(failure, **known)
 
 
-def _match(config: HttpConfig, response: Response, run: Run, body: bytes) -> None:
-    if config.body_match not in body[:MATCH_LIMIT]:
+def _match(config: HttpConfig, response: Response, run: Run, body: bytes, broken: Failed | None = None) -> None:
+    """`broken` is why the body ends where it ends, if it does so early: what has come may be enough."""
+    body, where = body[: config.body_limit], f"in the first {config.body_limit} bytes of the body"
+    if config.body_match not in body:
         _evidence.add_body(response, run, body)
-        raise Failed(Reason.BODY_MISMATCH, f"the text is not in the first {MATCH_LIMIT} bytes of the body")
+        raise broken or Failed(Reason.BODY_MISMATCH, f"the text is not {where}")
+    if config.body_absent and config.body_absent in body:
+        _evidence.add_body(response, run, body)
+        raise Failed(Reason.BODY_UNEXPECTED, f"the text that must not be there is {where}")
+    if config.body_absent and broken:
+        raise broken
 
 
 def _glimpse(response: Response, run: Run) -> None:

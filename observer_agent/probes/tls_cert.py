@@ -29,6 +29,7 @@ class TlsCertConfig:
     critical_days: int
     server_name: str
     timeout: float
+    verify_tls: bool = True
 
 
 def parse(raw: object) -> TlsCertConfig:
@@ -42,6 +43,7 @@ def parse(raw: object) -> TlsCertConfig:
         critical_days=fields.whole("critical_days", 1, 365, 7),
         server_name=fields.parsed("server_name", host_name) or host,  # ours
         timeout=fields.timeout(10_000),  # ours
+        verify_tls=fields.flag("verify_tls", True),  # ours
     )
     if config.warn_days < config.critical_days:
         fields.problem("warn_days", "must be at least critical_days")
@@ -54,7 +56,7 @@ def probe(config: TlsCertConfig, deadline: float, tools: Tools) -> Reading:
     run = Run(tools, deadline, Reason.TLS_ERROR)
     known: dict[str, Any] = {}
     try:
-        peer = shake(config.host, config.port, config.server_name, run)
+        peer = shake(config.host, config.port, config.server_name, run, verify=config.verify_tls)
         run.enter("")
         known = _connection(config, peer)
         if not peer.chain:
@@ -73,12 +75,14 @@ def _connection(config: TlsCertConfig, peer: Peer) -> dict[str, Any]:
 
 
 def _trust(config: TlsCertConfig, peer: Peer, leaf: Certificate, now: float) -> dict[str, Any]:
-    """What a careful client makes of it."""
-    out: dict[str, Any] = {"verified": peer.doubt is None}
+    """What a careful client makes of it; nothing where nobody was to be careful."""
+    out: dict[str, Any] = {"verified": peer.doubt is None} if config.verify_tls else {}
     if peer.doubt:
         out["verify_error"] = peer.doubt.detail["error"]
         out["verify_code"] = peer.doubt.detail.get("verify_code")
-    out["host_match"] = peer.doubt is None or _certificate.fits(peer.chain[0], config.server_name)
+    out["host_match"] = (config.verify_tls and peer.doubt is None) or _certificate.fits(
+        peer.chain[0], config.server_name
+    )
     out["not_yet_valid"] = leaf.not_before > now
     out["self_signed"] = leaf.self_signed
     out["level"] = _level(config, leaf.days(now))
