@@ -20,6 +20,7 @@ transport.py      one HTTP call under a deadline: an answer, never an exception
 verdict.py        pure: thresholds, and the grid of due moments
 worker.py         a step repeated on a named thread; the supervisor
 listener.py       a small local HTTP server for what pushes to the agent
+sentlog.py        the record of what has left, and masked bodies in debug lines
 queuefile.py      the format of the queue file, and reading it from outside
 evidencefile.py   the file of evidence: a ring of transitions for each metric
 accounts.py       what each queue id was given, accepted and lost
@@ -64,6 +65,7 @@ show.py           results as text for a person
 watching.py       `status`, once or again and again
 commands.py       what each command does
 why.py            `why`: the evidence of a metric's last transitions
+sentshow.py       `sent`: that record as text or JSON, once or as it comes
 policyshow.py     `policy show`, `policy test`
 queuerows.py      strict reading of stored rows and exports
 queueaccess.py    how a `queue` command comes to the queue file: to look, to change

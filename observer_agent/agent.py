@@ -9,7 +9,6 @@ import logging
 import random
 import socket
 from collections.abc import Mapping
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,10 @@ from observer_agent.logs import Logs
 from observer_agent.model import Health, Orders
 from observer_agent.relay import Relay
 from observer_agent.relayqueue import RelayQueue
-from observer_agent.whole import LONGEST_CALL, Reread, Whole, bounds_of
+from observer_agent.whole import LONGEST_CALL, Reread, Whole
 from observer_agent.worker import Care, Step, Thread, attempt
 
 log = logging.getLogger(__name__)
-
-# What a reload changes while the agent runs; every other setting waits for a restart.
-LIVE = frozenset(
-    name
-    for name in Settings.__dataclass_fields__
-    if name.startswith(("prometheus_", "probe_", "policy_", "buffer_max_", "agent_key"))
-    or name in ("cloud_server_url", "skip_ssl_verification", "verbose")
-)
 
 
 class Agent(Whole):
@@ -43,6 +34,12 @@ class Agent(Whole):
 
     heartbeat: Heartbeat
     definitions: Definitions | DefinitionsFile
+    live = frozenset(
+        name
+        for name in Settings.__dataclass_fields__
+        if name.startswith(("prometheus_", "probe_", "policy_", "buffer_max_", "agent_key"))
+        or name in ("cloud_server_url", "skip_ssl_verification", "verbose")
+    )
 
     def __init__(
         self, settings: Settings, clock: Clock, logs: Logs, env: Mapping[str, str], *, reread: Reread | None = None
@@ -72,32 +69,9 @@ class Agent(Whole):
 
     # -- life
 
-    def reload(self) -> None:
-        """Reads the settings, the key and the files of CAs again; no definition loses its phase.
-
-        Settings that are wrong leave all as it is; those that need a restart are named in the log.
-        """
-        try:
-            fresh, env = self._reread()
-            self.looking.read_policy(fresh)
-        except ConfigError as error:
-            log.error("The settings could not be read again (%s); the agent goes on with those that it has", error)
-            return
-        changed = {f.name for f in fields(Settings) if getattr(fresh, f.name) != getattr(self.settings, f.name)}
-        if late := sorted(name.upper() for name in changed - LIVE):
-            log.warning("%s changed: restart the agent for it", ", ".join(late))
-        self.settings = replace(self.settings, **{name: getattr(fresh, name) for name in changed & LIVE})
-        self._use(self.settings, env)
-        names = ", ".join(sorted(name.upper() for name in changed & LIVE)) or "no setting"
-        log.info("The settings were read again: %s changed", names)
-        self._ask_again()
-
     def _use(self, settings: Settings, env: Mapping[str, str]) -> None:
-        self.logs.verbose(settings.verbose)
+        super()._use(settings, env)
         self._dialect.renew(settings)
-        self.looking.use(settings, env)
-        self.queue.bounds = bounds_of(settings)
-        self.metrics.queue_capacity.set(self.queue.capacity)
 
     def _ask_again(self) -> None:
         """Definitions and a heartbeat at once: the settings were read again."""

@@ -6,6 +6,7 @@ Exit codes: 0 well, 1 not well (each command says what that means), 2 wrong usag
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -55,11 +56,14 @@ def main() -> None:
 
 @main.command()
 @config_option
+@click.option("--log-level", type=click.Choice(["debug", "info"]), help="debug prints every body before it is sent.")
 @guarded
-def run(file: Path | None) -> int:
+def run(file: Path | None, log_level: str | None) -> int:
     """Runs the agent until SIGTERM. Settings come from the environment and --config."""
     from observer_agent import commands
 
+    if log_level:
+        os.environ["VERBOSE"] = str(log_level == "debug").lower()
     return commands.run(file)
 
 
@@ -193,6 +197,21 @@ def policy_test(target: str, source_type: str | None, file: Path | None, as_json
     report = policyshow.test(target, source_type, file)
     click.echo(json.dumps(report) if as_json else policyshow.verdict_text(report))
     return 0 if report["allowed"] else 1
+
+
+@main.command()
+@click.option("--since", metavar="TIME", help="Only what was sent in this time, such as 90m or 1h.")
+@click.option("--last", type=click.IntRange(min=1), help="Only the last so many.")
+@click.option("--follow", is_flag=True, help="What is sent from now on, until Ctrl-C.")
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of text.")
+@guarded
+def sent(file: Path | None, since: str | None, last: int | None, follow: bool, as_json: bool) -> int:
+    """Shows each request that has left, secrets masked; the agent may run or not. Exit 1 where none is on record."""
+    from observer_agent import sentshow
+    from observer_agent.clock import Clock
+
+    return sentshow.sent(sentshow.Wish(since, last, follow, as_json), file, Clock())
 
 
 @main.group()

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from observer_agent import __version__, config
 from observer_agent.clock import Clock
@@ -21,6 +21,10 @@ from observer_agent.logs import Redactor, configure
 from observer_agent.model import Definition, Operation, Reading, Status, Thresholds
 from observer_agent.verdict import judge
 
+if TYPE_CHECKING:
+    from observer_agent.agent import Agent
+    from observer_agent.lighthouse.agent import LighthouseAgent
+
 RULES = ("healthy_operation", "healthy_value", "unhealthy_operation", "unhealthy_value")
 NOT_RUNNING = 3
 
@@ -28,7 +32,6 @@ NOT_RUNNING = 3
 def run(file: Path | None) -> int:
     """Runs the agent until a signal; returns the exit code. Raises ConfigError."""
     from observer_agent import dashboard
-    from observer_agent.agent import Agent
     from observer_agent.notify import Notifier
     from observer_agent.status import line
 
@@ -44,13 +47,24 @@ def run(file: Path | None) -> int:
 
     settings, _ = reread()
     logs = configure(settings.log_format, settings.verbose, clock, redact)
-    agent = Agent(settings, clock, logs, env, reread=reread)
+    agent = agent_class(settings)(settings, clock, logs, env, reread=reread)
     page = dashboard.serve(agent)
     try:
         return agent.run(notifier, lambda: line(agent))
     finally:
         if page:
             page.stop()
+
+
+def agent_class(settings: Settings) -> type[Agent] | type[LighthouseAgent]:
+    """The agent of the dialect; the other one is not even imported."""
+    if settings.cloud_dialect == config.LIGHTHOUSE:
+        from observer_agent.lighthouse.agent import LighthouseAgent
+
+        return LighthouseAgent
+    from observer_agent.agent import Agent
+
+    return Agent
 
 
 def look_at(file: Path | None) -> Settings:
@@ -259,12 +273,14 @@ def _describe_rows(rows: list[Any]) -> dict[str, Any]:
 
 def _ask_cloud(settings: Settings) -> dict[str, Any]:
     """Fetches the definitions: it needs the network, TLS and the key, and changes nothing."""
-    from observer_agent.clouds import DIALECTS
+    from observer_agent.clouds import ObserverDialect
 
+    if settings.cloud_dialect == config.LIGHTHOUSE:
+        raise UsageError("a console cannot be asked without registering this machine: run the agent and see its log")
     clock, redact = Clock(), Redactor()
     redact.add(*secrets(settings))
     # Without a start time: one of its own would be newer than the running agent's, and fence it out of its own key.
-    cloud = DIALECTS[settings.cloud_dialect](settings, None, __version__, clock=clock, redact=redact).connect()
+    cloud = ObserverDialect(settings, None, __version__, clock=clock, redact=redact).connect()
     answer = cloud.definitions()
     cloud.leave()
     found: dict[str, Any] = {"ok": answer.rows is not None, "status": answer.status, "text": answer.text}

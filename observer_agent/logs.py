@@ -17,6 +17,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
+from urllib.parse import quote, quote_plus
 
 from observer_agent.clock import Clock, iso
 
@@ -26,7 +27,8 @@ HIDDEN = "[redacted]"
 _USERINFO = re.compile(r"(?<=://)[^/\s?#]+@")
 _URL_QUERY = re.compile(r"(\bhttps?://[^\s?#\"'<>]+)[?#][^\s\"'<>]*")
 _KEY = re.compile(r"obs_live_[A-Za-z0-9_-]+")
-_AUTH = re.compile(r"(?i)\b(basic|bearer|apikey)\s+[A-Za-z0-9._~+/=-]{6,}")
+_SCHEMES = ("basic", "bearer", "apikey")
+_AUTH = re.compile(rf"(?i)\b({'|'.join(_SCHEMES)})\s+[A-Za-z0-9._~+/=-]{{6,}}")
 _JOURNAL = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
 
@@ -45,8 +47,11 @@ class Redactor:
         self._lock = threading.Lock()
 
     def add(self, *values: str | None) -> None:
-        """Remembers secret values; blanks and values under four characters are left alone."""
-        fresh = {value for value in values if value and len(value) >= 4}
+        """Remembers secret values, as they are and as JSON and URLs write them.
+
+        Blanks and values under four characters are left alone.
+        """
+        fresh = {form for value in values if value and len(value) >= 4 for form in _forms(value)}
         with self._lock:
             if not fresh <= set(self._secrets):
                 self._secrets = tuple(sorted(fresh | set(self._secrets), key=len, reverse=True))
@@ -55,9 +60,19 @@ class Redactor:
         """The text as it may be shown."""
         for secret in self._secrets:
             text = text.replace(secret, HIDDEN)
-        text = _USERINFO.sub(HIDDEN + "@", text)
-        text = _URL_QUERY.sub(r"\1?" + HIDDEN, text)
-        return _AUTH.sub(rf"\1 {HIDDEN}", _KEY.sub("obs_live_" + HIDDEN, text))
+        if "://" in text:  # a search for a word costs a hundredth of one for a pattern
+            text = _URL_QUERY.sub(r"\1?" + HIDDEN, _USERINFO.sub(HIDDEN + "@", text))
+        if "obs_live_" in text:
+            text = _KEY.sub("obs_live_" + HIDDEN, text)
+        folded = text.casefold()
+        return _AUTH.sub(rf"\1 {HIDDEN}", text) if any(word in folded for word in _SCHEMES) else text
+
+
+def _forms(value: str) -> set[str]:
+    """How a text may be written: itself for most, and escaped where it has quotes, blanks or letters beyond ASCII."""
+    plain = value.encode("utf-8", "replace").decode()
+    escaped = (json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1])
+    return {value, *escaped, quote(plain, safe=""), quote(plain), quote_plus(plain)}
 
 
 class Throttle:

@@ -65,12 +65,12 @@ class Looking:
         self.listener: Listener = self.tally
         self.put: Callable[[Sequence[object]], object] = lambda samples: None
         self.evidence = Evidence(path_of(settings.buffer_path), clock, around.redact, self._count_dropped)
-        self._resolver = Resolver(clock)
+        self.resolver = Resolver(clock)
         self.custom = probes.Registry(clock)
         self.otlp = probes.Receiver(settings, clock)
         self._prober = self._make_prober(settings, env)
         self.pulse = Pulse(clock)
-        witnesses = Witnesses(clock, self._resolver, cloud_place)
+        witnesses = Witnesses(clock, self.resolver, cloud_place)
         self.lookout = Lookout(lambda each: self._look(each), witnesses, self.pulse, clock)
         self.pools = Pools(around.supervisor, clock, self._make_collector, around.on_restart, threads=threads)
 
@@ -108,7 +108,7 @@ class Looking:
         return probes.Prober(
             probes.Tools(
                 clock=self._around.clock,
-                resolver=self._resolver,
+                resolver=self.resolver,
                 env=env,
                 redact=self._around.redact,
                 settings=settings,

@@ -20,7 +20,7 @@ from observer_agent.clock import Clock
 from observer_agent.config import Settings
 from observer_agent.diskqueue import DiskQueue
 from observer_agent.errors import QueueError, UsageError
-from observer_agent.model import Loss, Sample
+from observer_agent.model import Loss
 from observer_agent.queueaccess import (
     LOWEST,
     SHOWN,
@@ -47,7 +47,7 @@ class Letter(NamedTuple):
 
     id: int
     data: bytes
-    sample: Sample
+    sample: Any  # or an event: the queue takes both
 
 
 # -- import
@@ -73,7 +73,7 @@ def import_rows(settings: Settings, source: IO[bytes], skip_invalid: bool, dry_r
     return Report(facts, _import_text(facts, skip_invalid), 1 if wrong or facts["error"] else 0)
 
 
-def _unknown(conn: sqlite3.Connection, lines: Iterable[Line]) -> list[Sample]:
+def _unknown(conn: sqlite3.Connection, lines: Iterable[Line]) -> list[Any]:
     """The samples that do not wait in this file, each once."""
     openings, new, seen = openings_of(conn), [], set()
     for line in lines:
@@ -86,7 +86,7 @@ def _unknown(conn: sqlite3.Connection, lines: Iterable[Line]) -> list[Sample]:
     return new
 
 
-def _put(queue: DiskQueue, samples: Sequence[Sample], facts: dict[str, Any]) -> None:
+def _put(queue: DiskQueue, samples: Sequence[Any], facts: dict[str, Any]) -> None:
     """In transactions of 10,000 rows; what is stored when the file takes no more stays stored and is told."""
     with progress(len(samples), "Importing") as done:
         for at in range(0, len(samples), CHUNK):

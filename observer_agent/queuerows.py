@@ -1,7 +1,7 @@
 """The rows of the `observer-agent queue` commands, read strictly: what the agent would not write is not a row.
 
-Enters: the data of a stored row, or an export as bytes. Leaves: `Sample`s and `Line`s, or a ValueError that names the
-field. Knows no queue file. Runs on the main thread of a command.
+Enters: the data of a stored row, or an export as bytes. Leaves: `Sample`s, `Event`s of the second dialect and `Line`s;
+a ValueError names the field. Knows no queue file. Runs on the main thread of a command.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 from observer_agent.clock import parse_iso
+from observer_agent.clouds._lighthouse_wire import SYNC_KINDS, Event, State
 from observer_agent.model import Sample, Status
 
 FIELDS = ("metric_id", "value", "timestamp", "status", "reason")
+EVENT_ROW = ("metric_id", "status", "sync_kind", "event")
+EVENT = ("check_id", "prev_state", "new_state", "agent_observed_at", "response_time_ms", "status_code", "error_message")
 LINE_FIELDS = ("queue_id", "row_id", "queued_at", "row")
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
@@ -26,17 +29,17 @@ class Line(NamedTuple):
 
     queue_id: str
     row_id: int
-    sample: Sample
+    sample: Sample | Event
 
 
 # -- one row
 
 
-def read_row(data: object) -> Sample:
-    """The sample that a row's data is; raises ValueError with what is wrong."""
+def read_row(data: object) -> Sample | Event:
+    """The sample or the event that a row's data is; raises ValueError with what is wrong."""
     if not isinstance(data, bytes):
         raise ValueError("the data is not bytes")
-    return read_sample(read_json(data))
+    return read_any(read_json(data))
 
 
 def read_json(data: bytes) -> Any:
@@ -78,6 +81,34 @@ def read_sample(row: object) -> Sample:
     return Sample(_text(fields, "metric_id"), _number(fields["value"]), moment, Status(status), reason)
 
 
+def read_any(row: object) -> Sample | Event:
+    """A row of either dialect; raises ValueError."""
+    return read_event(row) if isinstance(row, dict) and "event" in row else read_sample(row)
+
+
+def read_event(row: object) -> Event:
+    """A row of the second dialect, strictly: its envelope and its event; raises ValueError with `field: message`."""
+    outer = _fields(row, "row", EVENT_ROW)
+    fields = _fields(outer["event"], "event", EVENT, optional=3)
+    sync_kind, prev, new = outer["sync_kind"], fields["prev_state"], fields["new_state"]
+    if sync_kind not in (None, *SYNC_KINDS):
+        raise ValueError(f"sync_kind: must be null, {', '.join(SYNC_KINDS)}")
+    if new not in tuple(State) or prev not in (None, *State):
+        raise ValueError(f"{'prev_state' if new in tuple(State) else 'new_state'}: must be up or down")
+    if outer["metric_id"] != fields["check_id"] or outer["status"] != new:
+        raise ValueError("metric_id, status: must be those of the event")
+    return Event(
+        _text(fields, "check_id"),
+        State(prev) if prev else None,
+        State(new),
+        _instant(fields, "agent_observed_at"),
+        _whole(fields, "response_time_ms"),
+        _whole(fields, "status_code"),
+        _text(fields, "error_message") if "error_message" in fields else None,
+        sync_kind,
+    )
+
+
 def read_line(line: object) -> Line:
     """One object of an export, strictly; raises ValueError."""
     fields = _fields(line, "line", LINE_FIELDS)
@@ -86,7 +117,7 @@ def read_line(line: object) -> Line:
         raise ValueError("row_id: must be a positive whole number")
     if fields["queued_at"] is not None:
         _instant(fields, "queued_at")
-    return Line(_text(fields, "queue_id"), row_id, read_sample(fields["row"]))
+    return Line(_text(fields, "queue_id"), row_id, read_any(fields["row"]))
 
 
 def _fields(value: object, what: str, names: Sequence[str], optional: int = 0) -> dict[str, Any]:
@@ -105,6 +136,13 @@ def _text(fields: dict[str, Any], name: str) -> str:
     if not isinstance(text, str) or not text or _UNSTORABLE.search(text):
         raise ValueError(f"{name}: must be a text")
     return text
+
+
+def _whole(fields: dict[str, Any], name: str) -> int | None:
+    value = fields.get(name)
+    if name in fields and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53):
+        raise ValueError(f"{name}: must be a whole number")
+    return value
 
 
 def _instant(fields: dict[str, Any], name: str) -> str:

@@ -10,17 +10,18 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from observer_agent import backoff
 from observer_agent.clock import Clock, iso
 from observer_agent.config import LOOPBACK
 from observer_agent.errors import QueueError
+from observer_agent.listener import shown_place
 from observer_agent.logs import Throttle
 from observer_agent.model import Answer, Fate, Row
 from observer_agent.relaydoor import Door, Ping, Rates
 from observer_agent.relayqueue import Full, RelayQueue
-from observer_agent.selfmetrics import SelfMetrics
+from observer_agent.selfmetrics import SelfMetrics, totals
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Relay:
         self._rates = Rates(clock)
         self._door: Door | None = None
         self._door_again = 0.0
+        self._problem = ""
         self._lock = threading.Lock()
         self._warn = Throttle(clock, WARN)
         self._limit = BATCH
@@ -97,6 +99,19 @@ class Relay:
         """A request was not taken."""
         self._metrics.relay_refused.labels(reason).inc()
 
+    def state(self) -> dict[str, Any]:
+        """What is shown on this machine, from memory alone."""
+        metrics = self._metrics
+        return {
+            "listens_on": self.at,
+            "problem": self._problem or None,
+            "waiting": self._queue.depth,
+            "taken": sum(totals(metrics.relay_queued).values()),
+            "delivered": sum(totals(metrics.relay_accepted).values()),
+            "lost": totals(metrics.relay_lost),
+            "refused": totals(metrics.relay_refused),
+        }
+
     @property
     def at(self) -> str | None:
         """Where the door is, as host:port; None while it is closed."""
@@ -119,14 +134,13 @@ class Relay:
             door = Door(self._place, self.take, self.turned_away, self._clock)
         except OSError as error:
             self._door_again = now + OPEN_AGAIN
-            host, port = self._place
+            at = shown_place(*self._place)
+            self._problem = f"it cannot listen on {at} ({error.strerror})"
             if self._ready("door"):
-                log.warning(
-                    "The heartbeat relay cannot listen on %s:%d (%s); it tries again", host, port, error.strerror
-                )
+                log.warning("The heartbeat relay cannot listen on %s (%s); it tries again", at, error.strerror)
             return
         door.start()
-        self._door = door
+        self._door, self._problem = door, ""
         log.info("The heartbeat relay listens on %s; %d pings wait", door.at, self._queue.depth)
         if self._place[0] not in LOOPBACK:
             log.warning("The heartbeat relay listens beyond this machine: tokens of jobs can be read on the way")
@@ -196,6 +210,7 @@ class Relay:
         asked = answer.retry_after or (UNKNOWN if answer.status in (404, 405) else 0.0)
         wait = asked or backoff.later(self._attempt, now - self._since, self._random())
         self._until, self._deaf = now + wait, asked > 0
+        self._problem = f"the cloud does not take pings (status {answer.status}: {answer.text})"
         if self._ready(f"later {answer.status}"):
             log.warning(
                 "The cloud did not take pings (status %d: %r); %d wait, next try in %.1f s",
@@ -205,6 +220,7 @@ class Relay:
 
     def _recovered(self) -> None:
         if self._attempt:
+            self._problem = ""
             log.info("The cloud takes pings again; %d wait", self._queue.depth)
         self._attempt, self._until, self._deaf = 0, 0.0, False
 

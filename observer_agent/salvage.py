@@ -38,7 +38,7 @@ _TABLES = (TABLE, "meta", "openings", "counters", "runs", "rejected")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _COUNTERS = {"accepted", "given", *(loss.value for loss in Loss)}
 _IN_ORDER = {"accepted", Loss.REFUSED.value, Loss.FENCED.value}  # rows leave for these from the lowest id on
-_STATUSES = {status.value for status in Status}
+_STATUSES = {*(status.value for status in Status), "up", "down"}  # those of both dialects
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,9 @@ class SelfMetrics:
         self.relay_accepted = counter("relay_pings_accepted", "Pings that the cloud accepted.")
         self.relay_lost = counter("relay_pings_lost", "Acknowledged pings that will never arrive, by reason.", "reason")
         self.relay_refused = counter("relay_requests_refused", "Requests to the relay that were not taken.", "reason")
+        self.host_metrics = counter("host_metrics_sent", "Figures of this machine or its cluster that were taken.")
+        self.host_metrics_lost = counter("host_metrics_lost", "Figures that the console did not take.")
+        self.host_metrics_left_out = gauge("host_metrics_left_out", "Things the last look left out, by kind.", "kind")
         gauge("threads", "Threads of the process.").set_function(threading.active_count)
         ProcessCollector(registry=self.registry)
         self._gauge("build_info", "1, with the version as label.", "version").labels(version).set(1)
@@ -60,3 +63,9 @@ class SelfMetrics:
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"observer_agent_{name}", text, labels, registry=self.registry)
+
+
+def totals(counter: Counter) -> dict[str, int]:
+    """What a counter has counted, by its one label (`""` without one); what is 0 is left out."""
+    samples = [each for family in counter.collect() for each in family.samples if each.name.endswith("_total")]
+    return {next(iter(each.labels.values()), ""): int(each.value) for each in samples if each.value}

@@ -14,10 +14,10 @@ from dataclasses import asdict
 from typing import Any
 
 from observer_agent import __version__
-from observer_agent.agent import Agent
 from observer_agent.clock import iso
 from observer_agent.config import VARIABLES, Settings, masked, origin
 from observer_agent.job import Job
+from observer_agent.whole import Whole
 
 OLDEST_MAX = 300.0  # seconds for which a sample may wait while everything is well
 SILENCE_MAX = 90.0  # seconds without an answered heartbeat
@@ -30,7 +30,7 @@ SHOWN = (
 ).split()  # whose values are shown, masked; of secrets whether they are set, of all others nothing
 
 
-def state(agent: Agent, history: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def state(agent: Whole, history: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """`{summary, counts, process, cloud, queue, workers, definitions, losses, history, log, configuration}`.
 
     Seconds, bytes, ISO timestamps. docs/dashboard.md names every field.
@@ -63,7 +63,7 @@ def summary(problem: str | None, unwell: str | None, counts: Mapping[str, int]) 
     return f"{head}{f', but {unwell}' if unwell and not problem else ''}. {known}."
 
 
-def problem(agent: Agent) -> str | None:
+def problem(agent: Whole) -> str | None:
     """Why the agent is not delivering, in one line; None when it is."""
     for find in (_fenced, _file, _heartbeats, _samples, _waiting):
         line = find(agent)
@@ -72,7 +72,7 @@ def problem(agent: Agent) -> str | None:
     return None
 
 
-def unwell(agent: Agent) -> str | None:
+def unwell(agent: Whole) -> str | None:
     """Which workers do not work, in one line; None when all do."""
     dead, hung = dead_workers(agent), hung_workers(agent)
     lines = [f"workers that do not run: {', '.join(dead)}"] if dead else []
@@ -80,24 +80,24 @@ def unwell(agent: Agent) -> str | None:
     return "; ".join(lines) or None
 
 
-def trouble(agent: Agent) -> str | None:
+def trouble(agent: Whole) -> str | None:
     """What else is wrong with the agent, in one line: it sees nothing, workers do not work, there is too much to do."""
     return agent.lookout.blindness() or unwell(agent) or agent.tally.overload()
 
 
-def line(agent: Agent) -> str:
+def line(agent: Whole) -> str:
     """How it is, for `systemctl status`: what waits, the last push, and why it does not deliver."""
     pushed = f"last push {_when(agent.sender.last_push)}" if agent.sender.last_push else "no push yet"
     why = problem(agent)
     return f"{agent.queue.depth} of {agent.queue.capacity} wait, {pushed}" + (f"; NOT delivering: {why}" if why else "")
 
 
-def dead_workers(agent: Agent) -> list[str]:
+def dead_workers(agent: Whole) -> list[str]:
     """The names of workers whose thread does not run."""
     return [name for name, worker in list(agent.supervisor.workers.items()) if not worker.alive]
 
 
-def hung_workers(agent: Agent) -> list[str]:
+def hung_workers(agent: Whole) -> list[str]:
     """The names of workers whose turn takes longer than any may."""
     return [name for name, worker in list(agent.supervisor.workers.items()) if worker.alive and worker.hung]
 
@@ -120,17 +120,17 @@ def mask(value: str) -> str:
 # -- what may be wrong, the nearest cause first
 
 
-def _fenced(agent: Agent) -> str | None:
+def _fenced(agent: Whole) -> str | None:
     by = agent.sender.fenced_by
     return f"another process, started at {by}, uses this agent's key" if by else None
 
 
-def _file(agent: Agent) -> str | None:
+def _file(agent: Whole) -> str | None:
     kept, _ = agent.keeper.waiting()
     return f"the queue file takes no verdicts; the newest of {kept} definitions wait in memory" if kept else None
 
 
-def _heartbeats(agent: Agent) -> str | None:
+def _heartbeats(agent: Whole) -> str | None:
     orders, last = agent.heartbeat.last_orders, agent.heartbeat.heard_at
     if orders is None:
         return "no heartbeat has been answered yet"
@@ -141,14 +141,14 @@ def _heartbeats(agent: Agent) -> str | None:
     return f"no heartbeat has been answered for {silent:.0f} s" if silent > SILENCE_MAX else None
 
 
-def _samples(agent: Agent) -> str | None:
+def _samples(agent: Whole) -> str | None:
     if agent.sender.failing_since is None:
         return None
     answer = agent.sender.last_answer
     return f"the cloud does not take samples ({_said(answer.status, answer.text)})" if answer else "no answer"
 
 
-def _waiting(agent: Agent) -> str | None:
+def _waiting(agent: Whole) -> str | None:
     age, depth = agent.queue.oldest_age(), agent.queue.depth
     return f"{depth} samples wait, the oldest for {age:.0f} s" if depth and age > OLDEST_MAX else None
 
@@ -160,7 +160,7 @@ def _said(status: int, text: str) -> str:
 # -- the parts
 
 
-def _process(agent: Agent) -> dict[str, Any]:
+def _process(agent: Whole) -> dict[str, Any]:
     return {
         "version": __version__,
         "pid": os.getpid(),
@@ -171,7 +171,7 @@ def _process(agent: Agent) -> dict[str, Any]:
     }
 
 
-def _cloud(agent: Agent) -> dict[str, Any]:
+def _cloud(agent: Whole) -> dict[str, Any]:
     why, redact = problem(agent), agent.logs.redact
     beat, sender, definitions = agent.heartbeat, agent.sender, agent.definitions
     failing = sender.failing_since
@@ -191,7 +191,7 @@ def _cloud(agent: Agent) -> dict[str, Any]:
     }
 
 
-def _queue(agent: Agent) -> dict[str, Any]:
+def _queue(agent: Whole) -> dict[str, Any]:
     queue = agent.queue
     ledgers = queue.ledgers()
     return {
@@ -208,7 +208,7 @@ def _queue(agent: Agent) -> dict[str, Any]:
     }
 
 
-def _worker(agent: Agent, name: str) -> dict[str, Any]:
+def _worker(agent: Whole, name: str) -> dict[str, Any]:
     worker = agent.supervisor.workers[name]
     busy = worker.busy_since
     return {
@@ -221,7 +221,7 @@ def _worker(agent: Agent, name: str) -> dict[str, Any]:
     }
 
 
-def _job(agent: Agent, job: Job) -> dict[str, Any]:
+def _job(agent: Whole, job: Job) -> dict[str, Any]:
     definition, reading, verdict = job.definition, job.reading, job.verdict
     redact = agent.logs.redact
     return {

@@ -11,6 +11,7 @@ import random
 import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -27,11 +28,11 @@ from observer_agent.errors import ConfigError, NoPlace, QueueError
 from observer_agent.keeper import Keeper
 from observer_agent.logs import Logs
 from observer_agent.looking import Looking, Surroundings
-from observer_agent.model import Orders
 from observer_agent.notify import Notifier
 from observer_agent.pools import THREADS_MAX
 from observer_agent.selfmetrics import SelfMetrics
 from observer_agent.sender import Sender
+from observer_agent.sentlog import SentLog, path_of
 from observer_agent.witness import FRESH
 from observer_agent.worker import Care, Step, Supervisor, Thread, Worker, attempt
 
@@ -46,13 +47,26 @@ ENDINGS = (signal.SIGTERM, signal.SIGINT)
 Reread = Callable[[], tuple[Settings, Mapping[str, str]]]
 
 
+class Heard(Protocol):
+    """What the cloud said to a heartbeat, as far as it is shown."""
+
+    @property
+    def ok(self) -> bool: ...
+    @property
+    def status(self) -> int: ...
+    @property
+    def text(self) -> str: ...
+
+
 class Beats(Protocol):
     """What is shown of the heartbeats."""
 
     sent: int
     last_ok: float | None
     heard_at: float | None
-    last_orders: Orders | None
+
+    @property
+    def last_orders(self) -> Heard | None: ...
 
 
 class Source(Protocol):
@@ -68,6 +82,7 @@ class Whole:
 
     heartbeat: Beats
     definitions: Source
+    live: frozenset[str] = frozenset()  # what a reload changes while the agent runs; the rest waits for a restart
 
     def __init__(
         self,
@@ -92,6 +107,7 @@ class Whole:
         self.queue = _open(settings, clock)
         self._began = clock.monotonic()
         self.started_at = iso(self.queue.claim_start())
+        self.sent = SentLog(path_of(self.queue.file), clock, logs.redact)
         self._dialect = self._make_dialect()
         self._clouds: dict[str, Any] = {"send": self._link()}
         self.keeper = Keeper(self.queue, clock)
@@ -107,6 +123,7 @@ class Whole:
         return DIALECTS[self.settings.cloud_dialect](
             self.settings, self.started_at, __version__,
             clock=self.clock, redact=self.logs.redact, read_key=lambda: self._reread()[0].agent_key,
+            sent=self.sent,
         )  # fmt: skip
 
     def _link(self) -> Any:
@@ -181,7 +198,34 @@ class Whole:
         raise NotImplementedError
 
     def reload(self) -> None:
-        """Reads the settings again."""
+        """Reads the settings, the key and the files of CAs again; no definition loses its phase.
+
+        Settings that are wrong leave all as it is; those that need a restart are named in the log.
+        """
+        try:
+            fresh, env = self._reread()
+            self.looking.read_policy(fresh)
+        except ConfigError as error:
+            log.error("The settings could not be read again (%s); the agent goes on with those that it has", error)
+            return
+        changed = {f.name for f in fields(Settings) if getattr(fresh, f.name) != getattr(self.settings, f.name)}
+        if late := sorted(name.upper() for name in changed - self.live):
+            log.warning("%s changed: restart the agent for it", ", ".join(late))
+        self.settings = replace(self.settings, **{name: getattr(fresh, name) for name in changed & self.live})
+        self._use(self.settings, env)
+        names = ", ".join(sorted(name.upper() for name in changed & self.live)) or "no setting"
+        log.info("The settings were read again: %s changed", names)
+        self._ask_again()
+
+    def _use(self, settings: Settings, env: Mapping[str, str]) -> None:
+        """These settings count from now on."""
+        self.logs.verbose(settings.verbose)
+        self.looking.use(settings, env)
+        self.queue.bounds = bounds_of(settings)
+        self.metrics.queue_capacity.set(self.queue.capacity)
+
+    def _ask_again(self) -> None:
+        """The settings were read again: the cloud is asked at once."""
         raise NotImplementedError
 
     def _greet(self) -> None:
@@ -223,6 +267,7 @@ class Whole:
         attempt("Closing the queue", self.queue.close)
         for cloud in self._clouds.values():
             attempt("Closing a connection", cloud.leave)
+        attempt("Closing the record of what was sent", self.sent.close)
         log.info("observer-agent stopped; %d samples wait on disk for the next start", left)
 
     def _stop_collectors(self, deadline: float) -> None:

@@ -27,6 +27,14 @@ NOW = parse_iso("2026-05-09T16:01:00.000Z") or 0.0
 INSTANCE = "3d9c5b3a-6f1e-4a53-9a80-5d5f6c7b8a90"
 RIVAL = "9b1deb4d-3b7d-4bad-9bdd-2b0d7b3dcb6d"
 PATH = "/api/lighthouse/v1"
+CHECK = "0b0f3a44-6c0e-4a39-8f0e-1f6f3a1d0c01"
+GOOD = {  # a good exchange for each operation of agents
+    "lighthouse_register": "register",
+    "lighthouse_beat": "heartbeat-minimal",
+    "lighthouse_events": "events-down",
+    "lighthouse_discoveries": "discoveries",
+    "lighthouse_shutdown": "shutdown",
+}
 WEB = {"name": "shop", "type": "https", "url": "https://shop.example.com/health"}
 
 
@@ -52,12 +60,13 @@ def body_of(request: dict[str, Any]) -> bytes | None:
 
 @dataclass
 class Scene:
-    """A hub with one lighthouse, called `raspberry`."""
+    """A hub with one lighthouse."""
 
     hub: TestHub
     manage: Manage
     look: Look
     silence: Silence
+    name: str = "raspberry"
     token: str = TOKEN
 
     def call(self, path: str, body: Any = None, **more: str | None) -> Any:
@@ -131,20 +140,25 @@ def lighthouse_hub(folder: Path, token: str | None = None) -> Iterator[Scene]:
     """A hub at 16:01 on the golden day."""
     with memory_hub(folder, token) as hub:
         hub.clock.step_wall(NOW - hub.clock.now())
-        manage = Manage(hub.database, hub.clock)
-        _, made = manage.create("test", "raspberry", {})
-        tokens = schema.tokens
-        with hub.database.write() as conn:
-            conn.execute(update(tokens).where(tokens.c.digest == digest(made)).values(digest=digest(TOKEN)))
-        silence = Silence(hub.database, hub.clock, 400 * 86_400.0)
-        yield Scene(hub, manage, Look(hub.database, hub.clock), silence)
+        yield add_lighthouse(hub)
+
+
+def add_lighthouse(hub: TestHub, name: str = "raspberry") -> Scene:
+    """A lighthouse with the golden token."""
+    manage = Manage(hub.database, hub.clock)
+    _, made = manage.create("test", name, {})
+    tokens = schema.tokens
+    with hub.database.write() as conn:
+        conn.execute(update(tokens).where(tokens.c.digest == digest(made)).values(digest=digest(TOKEN)))
+    silence = Silence(hub.database, hub.clock, 400 * 86_400.0)
+    return Scene(hub, manage, Look(hub.database, hub.clock), silence, name)
 
 
 def hold(scene: Scene, checks: list[dict[str, Any]]) -> None:
     """Gives the lighthouse these checks of the wire, with their ids."""
     table = schema.checks
     for each in checks:
-        made = scene.manage.create_check("test", "raspberry", {n: v for n, v in each.items() if n in FIELDS})
+        made = scene.manage.create_check("test", scene.name, {n: v for n, v in each.items() if n in FIELDS})
         with scene.hub.database.write() as conn:
             conn.execute(update(table).where(table.c.id == made).values(id=each["id"]))
     with scene.hub.database.write() as conn:

@@ -562,6 +562,16 @@ def test_the_body_of_an_answer_that_was_not_as_expected_is_kept(reply, config, r
     assert facts_of(reading) == {"body": reply.partition(b"\r\n\r\n")[2].decode()}
 
 
+def test_a_body_that_was_sent_is_hidden_in_what_comes_back():
+    sent = '{"user": "somebody", "password": "tell+nobody/7"}'
+    back = f"you sent {sent}, and tell%2Bnobody%2F7, and somebody"
+    with Server(scripted(answer(back, 500))) as server:
+        found = str(facts_of(look(server.url, method="POST", body=sent)))
+    assert "you sent" in found
+    for secret in ("tell", "somebody"):
+        assert secret not in found
+
+
 def test_nothing_is_kept_of_a_body_that_was_as_expected_or_is_compressed_or_of_a_head():
     with Server(scripted(answer("fine"))) as server:
         assert look(server.url).evidence == {}

@@ -13,14 +13,14 @@ FLOORS = {
     1: (
         "variables lighthousefile config logs notify selfmetrics backoff transport resolver verdict worker "
         "queuefile evidencefile accounts rows space rawpages rawrecords salvage nodes sections document policy job "
-        "pulse witness listener"
+        "pulse witness listener sentlog"
     ).split(),
     2: ("probes", "diskqueue", "clouds", "relayqueue", "relaydoor"),
     3: ("collector", "sender", "heartbeat", "definitions", "broadcast", "keeper"),
     4: ("whole", "looking", "agent", "pools", "tally", "lookout", "evidence", "relay", "lighthouse"),
     5: (
         "status dashboard hub commands why policyshow queuerows queueaccess queuelook queuechange show watching "
-        "doctor demo"
+        "doctor demo sentshow"
     ).split(),
     6: ("cli", "__main__"),
 }

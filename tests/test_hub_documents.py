@@ -267,9 +267,28 @@ def test_a_source_type_of_the_contract_is_taken_with_a_note(hub: TestHub, source
     assert fetched(hub)[0][0]["source_config"] == {"any": "thing"}
 
 
+def test_a_source_type_of_ours_is_held_against_its_parser_and_taken_with_a_note(hub: TestHub) -> None:
+    """The sixteen of the contract are what another make's agent knows; `udp` is not among them."""
+    assert len(SOURCE_TYPES) == 16
+    assert set(SOURCES) - set(SOURCE_TYPES) == {"udp"}
+    text = f"{HEAD}metrics:\n- {{key: a, source_type: udp, source_config: {{host: a.test, port: PORT}}, {RULES}}}\n"
+    outcome = put(hub, text.replace("PORT", "53"))
+    assert outcome.applied
+    (note,) = outcome.remarks
+    assert note.severity == "note"
+    assert "the source type udp is ours: agents of other makes, and older ones, do not know it" in note.text
+    assert fetched(hub)[0][0]["source_config"] == {"host": "a.test", "port": 53}
+    assert put(hub, text.replace("PORT", "none")).refused
+
+
 @pytest.mark.parametrize(
     ("source_type", "hint"),
-    [("htp", "did you mean http?"), ("tls-cert", "did you mean tls_cert?"), ("telepathy", "write one of prometheus,")],
+    [
+        ("htp", "did you mean http?"),
+        ("tls-cert", "did you mean tls_cert?"),
+        ("upd", "did you mean udp?"),
+        ("telepathy", "write one of prometheus,"),
+    ],
 )
 def test_another_source_type_is_refused_with_the_nearest_one(hub: TestHub, source_type: str, hint: str) -> None:
     outcome = put(hub, f"{HEAD}metrics:\n- {{key: a, source_type: {source_type}, {RULES}}}\n")

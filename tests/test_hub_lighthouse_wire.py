@@ -54,6 +54,7 @@ def test_replayed_in_process(name: str, tmp_path: Path) -> None:
         hold_answer(exchange["answer"], answer.status_code, answer.headers, answer.get_json(silent=True), answer.text)
 
 
+@pytest.mark.slow
 def test_replayed_over_a_socket(tmp_path: Path) -> None:
     """One server, a database for each exchange: what a socket adds is the same for all of them."""
     for name in OURS:

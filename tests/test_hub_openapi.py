@@ -14,8 +14,9 @@ from openapi_spec_validator import validate
 from sqlalchemy import insert
 
 from observer_agent.hub import schema
-from observer_agent.hub.openapi import OPERATIONS, TOKEN, document
+from observer_agent.hub.openapi import LIGHTHOUSE, OPERATIONS, TOKEN, document
 from observer_agent.hub.roller import Roller
+from tests import hub_lighthouses as lighthouses
 from tests.wire_hub import STARTED, TestHub, define, golden, memory_hub, row
 
 SECRET = "token-of-the-operator"
@@ -39,6 +40,15 @@ BODIES: dict[str, Any] = {
     "create_key": {"name": "another"},
     "rotate_key": {"grace_seconds": 60},
     "revoke_key": {"dry_run": True},
+    **{name: lighthouses.golden(exchange)["request"]["body"] for name, exchange in lighthouses.GOOD.items()},
+    "create_lighthouse": {"name": "another"},
+    "change_lighthouse": {"host": "rack 7"},
+    "delete_lighthouse": {},
+    "rotate_token": {},
+    "apply_checks": {"checks": [lighthouses.WEB, {**lighthouses.WEB, "name": "two"}], "prune": True},
+    "create_check": {**lighthouses.WEB, "name": "one more"},
+    "change_check": {"interval_seconds": 30},
+    "delete_check": {},
 }
 # Lists that hold nothing here, because of what was asked
 HOLLOW = {
@@ -48,6 +58,8 @@ HOLLOW = {
     "webhook": {"event_types"},
     "change_webhook": {"event_types"},
     "revoke_key": {"revoked"},
+    "apply_checks": {"changed", "pruned"},
+    "create_lighthouse": {"instances"},
 }
 DEFINITION = golden("definitions")["answer"]["body"][0]
 
@@ -94,7 +106,7 @@ def test_it_is_served_behind_the_token(hub: TestHub) -> None:
 def test_every_guard_is_as_described(hub: TestHub) -> None:
     for op in OPERATIONS:
         path = re.sub(r"{\w+}", "x", op.path)
-        wrong = BEARER if op.guard != TOKEN else {"Agent-Key": hub.key}
+        wrong = {"Agent-Key": hub.key} if op.guard == TOKEN else BEARER
         answer = hub.client().open(path, method=op.method.upper(), headers=wrong)
         assert answer.status_code == 401, op.name
 
@@ -104,6 +116,7 @@ def test_every_guard_is_as_described(hub: TestHub) -> None:
 
 def fill(hub: TestHub) -> None:
     """One of everything, so that answers hold something."""
+    fill_lighthouse(hub)
     define(hub.store, golden("definitions")["answer"]["body"])
     client, json_type = hub.client(), {**BEARER, "Content-Type": "application/json"}
     hook = {"name": "ops", "url": "https://hook.example/x"}
@@ -120,6 +133,18 @@ def fill(hub: TestHub) -> None:
         attempt = {"at": hub.clock.now(), "status": 503, "error": "status 503", "duration_ms": 12.5}
         conn.execute(insert(schema.attempts), [{"outbox_id": each, **attempt} for each in (1, 2)])
     assert hub.push([row(1)], None, "2026-05-09T11:00:00.000Z").status_code == 409  # a duplicate key: an alert
+
+
+def fill_lighthouse(hub: TestHub) -> None:
+    """A lighthouse `ops` with a check that has a past, discoveries and host metrics."""
+    scene = lighthouses.add_lighthouse(hub, "ops")
+    scene.manage.change("test", "ops", {"host_metrics_enabled": True})
+    for name in ("register", "heartbeat-minimal", "events-down", "discoveries", "host-metrics"):
+        if name == "events-down":
+            lighthouses.hold(scene, lighthouses.golden("register")["answer"]["body"]["checks"][:1])
+        request = lighthouses.golden(name)["request"]
+        sent = hub.client().post(request["path"], headers=request["headers"], data=lighthouses.body_of(request))
+        assert sent.status_code == lighthouses.golden(name)["answer"]["status"], sent.text
 
 
 def whole_and_closed(found: dict[str, Any]) -> dict[str, Any]:
@@ -166,11 +191,21 @@ def test_a_field_nobody_described_is_seen(tmp_path: Path) -> None:
 def good(op: Any, hub: TestHub) -> Any:
     """A request that each operation takes, and its answer."""
     client, bodies = hub.client(), {**BODIES, "redeliver": {"event_id": hub_event(hub)}}
-    path = op.path.format(metric_id="m", ref="ops", name="agent")
-    headers = BEARER if op.guard == TOKEN else {"Agent-Key": hub.key, "Agent-Started-At": STARTED}
+    path = op.path.format(metric_id="m", ref="ops", name="agent", check_id=lighthouses.CHECK)
+    headers = keys_of(op, hub)
+    if op.takes == "WriteRequest":
+        request = lighthouses.golden("host-metrics")["request"]
+        return client.post(path, headers=request["headers"], data=lighthouses.body_of(request))
     if op.method == "get":
         return client.get(path, headers=headers)
     return client.open(path, method=op.method.upper(), headers=headers, json=bodies[op.name])
+
+
+def keys_of(op: Any, hub: TestHub) -> dict[str, str]:
+    """The header that lets a request of this operation in."""
+    agent = {"Agent-Key": hub.key, "Agent-Started-At": STARTED}
+    lighthouse = {"Authorization": f"Bearer {lighthouses.TOKEN}", "X-Lighthouse-Instance-Id": lighthouses.INSTANCE}
+    return {TOKEN: BEARER, LIGHTHOUSE: lighthouse}.get(op.guard, agent)
 
 
 def hub_event(hub: TestHub) -> str:
@@ -192,7 +227,10 @@ def conforms(op: Any, answer: Any) -> None:
     import jsonschema
 
     found = whole_and_closed(document())
-    content = found["paths"][op.path][op.method]["responses"][str(answer.status_code)]["content"]
+    content = found["paths"][op.path][op.method]["responses"][str(answer.status_code)].get("content")
+    if content is None:
+        assert answer.data == b""
+        return
     assert list(content) == [answer.mimetype]
     if answer.mimetype == "application/json":
         schema = {**content[answer.mimetype]["schema"], "components": found["components"]}
@@ -259,6 +297,7 @@ def test_requests_made_from_it_are_answered_as_it_says(op: Any, shared: TestHub)
     from schemathesis import GenerationMode
     from schemathesis import checks as known
 
+    schemathesis.serializer("application/x-protobuf")(lambda _, value: value if isinstance(value, bytes) else b"\x00")
     whole = schemathesis.openapi.from_dict(whole_and_closed(document()))
     whole.app = shared.app
     operation = whole[op.path][op.method]
@@ -274,7 +313,9 @@ def test_requests_made_from_it_are_answered_as_it_says(op: Any, shared: TestHub)
             )
         ),
     )
-    headers = BEARER if op.guard == TOKEN else {"Agent-Key": shared.key}
+    headers = keys_of(op, shared)
+    if op.guard not in (TOKEN, LIGHTHOUSE):
+        del headers["Agent-Started-At"]
     if op.method != "get" and op.takes is None:
         headers = {**headers, "Content-Type": "application/json"}
     seen: set[int] = set()

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import ssl
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import trustme
 
 from observer_agent.clock import Clock
 from observer_agent.lighthouse.clusterstats import ClusterStats
 from observer_agent.lighthouse.clusterwords import NAMES, quantity
 from observer_agent.lighthouse.figures import Figure
-from observer_agent.lighthouse.kube import KubeError
+from observer_agent.lighthouse.kube import Account, Kube, KubeError
+from observer_agent.resolver import Resolver
 from tests.fakes import FakeClock
 
 GI = 1024**3
@@ -161,6 +169,13 @@ def test_a_summary_of_another_shape_gives_no_figures(answer: Thing) -> None:
     assert not [figure for figure in look.figures if figure.labels and figure.labels[0][0] == "node"]
 
 
+def test_traffic_of_zero_is_not_known() -> None:
+    answer = summary()
+    answer["node"]["network"] = {"rxBytes": 0, "txBytes": 5}
+    found = table(ClusterStats(Api(a=answer), Clock()).collect().figures)
+    assert "k8s_node_net_rx_bytes_total a" not in found and found["k8s_node_net_tx_bytes_total a"] == 5
+
+
 def test_a_claim_that_several_pods_mount_counts_once() -> None:
     shared = volume("db", "data", 40)
     found = ClusterStats(Api(a=summary(1, 1, shared, shared), b=summary(1, 1, shared)), Clock()).collect().figures
@@ -231,6 +246,29 @@ def test_kubelets_that_hang_are_not_waited_for() -> None:
     assert look.left_out["node"] == 3
 
 
+def test_after_its_time_no_kubelet_is_asked_any_more() -> None:
+    release = threading.Event()
+
+    class Hanging(Api):
+        def get(self, path: str, query: Mapping[str, str], seconds: float) -> Thing:
+            found = super().get(path, query, seconds)
+            assert release.wait(30)
+            return found
+
+    def asking() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name.startswith("kubelet-")]
+
+    api = Hanging(**{f"n{n:02}": summary() for n in range(20)})
+    before = asking()
+    look = ClusterStats(api, Clock(), budget=0.5).collect()
+    release.set()
+    for thread in asking():
+        if thread not in before:
+            thread.join(20)
+    assert look.left_out["node"] == 20 and "20 of 20 nodes gave none (no time was left)" in look.faults["kubelets"]
+    assert len([path for path, _ in api.asked if "proxy" in path]) == 8
+
+
 def test_lists_that_take_too_long_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     clock = FakeClock()
 
@@ -282,3 +320,75 @@ def test_lists_that_take_too_long_are_left_out(caplog: pytest.LogCaptureFixture)
 def test_quantities(text: object, value: float | None) -> None:
     found = quantity(text)
     assert found is None if value is None else found == pytest.approx(value)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """As much of an API server as the cluster's metrics ask: lists in pages, and the proxy to kubelets."""
+
+    protocol_version = "HTTP/1.1"
+    asked: list[str]
+    lists: Mapping[str, list[Thing]]
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        self.asked.append(self.path)
+        name = url.path.rpartition("/")[2]
+        if self.headers["Authorization"] != "Bearer token-one":
+            self._answer(401, {"message": "who are you"})
+        elif name == "persistentvolumeclaims":
+            self._answer(403, {"kind": "Status", "message": "persistentvolumeclaims is forbidden"})
+        elif name == "summary":
+            self._answer(200, summary())
+        else:
+            query = {key: values[0] for key, values in parse_qs(url.query).items()}
+            start, limit = int(query.get("continue", 0)), int(query["limit"])
+            rest = str(start + limit) if start + limit < len(self.lists[name]) else ""
+            self._answer(200, {"metadata": {"continue": rest}, "items": self.lists[name][start : start + limit]})
+
+    def _answer(self, status: int, found: Thing) -> None:
+        data = json.dumps(found).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        """Says nothing."""
+
+
+@contextmanager
+def api_server(folder: Path, **lists: list[Thing]) -> Iterator[tuple[Kube, list[str]]]:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(folder / "ca.crt"))
+    (folder / "token").write_text("token-one")
+    asked: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Mine", (Handler,), {"asked": asked, "lists": lists}))
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    clock = Clock()
+    try:
+        yield Kube(Account("127.0.0.1", server.server_address[1], folder), clock=clock, resolver=Resolver(clock)), asked
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+
+
+@pytest.mark.slow
+def test_w24_a_real_api_server_in_pages_and_many_kubelets_at_once(tmp_path: Path) -> None:
+    nodes = [node(f"n{n:02}") for n in range(20)]
+    pods = [pod(f"space{n % 3}", "Running", 1) for n in range(1_200)]
+    with api_server(tmp_path, nodes=nodes, pods=pods) as (kube, asked):
+        look = ClusterStats(kube, Clock()).collect()
+        found = table(look.figures)
+        assert found["k8s_node_count"] == 20
+        assert [found[f"k8s_pods_running space{n}"] for n in range(3)] == [400] * 3
+        assert look.faults == {"claims": "status 403: persistentvolumeclaims is forbidden"}
+        assert look.left_out["node"] == 0 and found["k8s_cluster_cpu_used_percent"] == 25.0
+        assert len([path for path in asked if path.startswith("/api/v1/pods")]) == 3
+        (tmp_path / "token").write_text("token-two")
+        look = ClusterStats(kube, Clock()).collect()
+        assert look.figures == [] and look.faults["nodes"] == "status 401: who are you", "the token is read each time"

@@ -113,6 +113,14 @@ def test_every_name_of_the_closed_list_and_no_other(machine: Machine) -> None:
     assert look.faults == {} and look.left_out == {"disk": 0, "network": 0, "mount": 0}
 
 
+def test_after_a_restart_there_is_nothing_to_compare_with(machine: Machine) -> None:
+    files = machine.files()
+    files.collect()
+    files.restart()
+    machine.cpu(1100, 1000, 1100, 1000)
+    assert not [name for name in table(files.collect().figures) if name.startswith("cpu_")]
+
+
 def test_load_and_memory(machine: Machine) -> None:
     found = table(machine.files().collect().figures)
     assert (found["load1"], found["load5"], found["load15"]) == (2.0, 1.5, 1.25)
@@ -291,6 +299,29 @@ def test_w23_blanks_in_mount_points_are_decoded(machine: Machine) -> None:
     machine.mounts("/dev/sda1 /mnt/my\\040disk\\134\\011x\\0401 ext4 rw 0 0\n")
     machine.spaces["/mnt/my disk\\\tx 1"] = Space(10, 5, 5, "/mnt")
     assert "disk_used_bytes /mnt/my disk\\\tx 1" in table(machine.files().collect().figures)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs a mount namespace of its own")
+def test_w23_a_blank_in_a_mount_point_as_the_kernel_itself_writes_it(tmp_path: Path) -> None:
+    code = (
+        "from observer_agent.clock import Clock\n"
+        "from observer_agent.lighthouse.hostfiles import HostFiles\n"
+        "print([f for f in HostFiles(Clock()).collect().figures if f.name == 'disk_free_bytes'])\n"
+    )
+    place = tmp_path / "my disk"
+    place.mkdir()
+    script = 'mount -t tmpfs -o size=1m /dev/canary "$1" && exec "$2" -c "$3"'
+    run = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "sh", str(place), sys.executable, code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if "ermi" in run.stderr:  # not permitted, permission denied
+        pytest.skip("mounts are not allowed here")
+    assert run.returncode == 0, run.stderr
+    assert f"value=1048576, labels=(('mount', '{place}'),)" in run.stdout
 
 
 def test_w23_what_is_left_out_is_counted(machine: Machine) -> None:

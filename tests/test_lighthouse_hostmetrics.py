@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import cramjam
@@ -13,11 +14,16 @@ import pytest
 
 from observer_agent.clock import Clock
 from observer_agent.hub.remote_format import request_class
+from observer_agent.lighthouse.clusterstats import ClusterStats
 from observer_agent.lighthouse.figures import Figure, Look
 from observer_agent.lighthouse.hostfiles import NAMES, HostFiles
-from observer_agent.lighthouse.hostmetrics import HostMetrics
+from observer_agent.lighthouse.hostmetrics import HostMetrics, collectors
+from observer_agent.lighthouse.kube import KubeError
+from observer_agent.lighthouse.mounts import Places
+from observer_agent.selfmetrics import SelfMetrics
 from observer_agent.worker import Worker
 from tests.fakes import FakeClock
+from tests.hub_lighthouses import TOKEN, lighthouse_hub
 
 ID = "0b0d4a3e-6f4e-4d8e-9a52-1f6a8f1f2a11"
 
@@ -221,6 +227,16 @@ def test_after_answers_that_ask_for_patience_ever_fewer_are_sent(make: Make, clo
     assert len(console.bodies) == before + 1, "another order starts afresh"
 
 
+def test_an_answer_that_takes_them_ends_the_patience(make: Make, clock: FakeClock) -> None:
+    console = Console(503, 503, 204, 503, 204)
+    metrics = make(console)
+    metrics.registered(ID, Wanted(True, 30.0))
+    run(metrics, clock, 181)
+    assert len(console.bodies) == 3, "at 0, 60 and 180 s"
+    run(metrics, clock, 90)
+    assert len(console.bodies) == 5, "refused at 210 s, and no more than one turn is left out again"
+
+
 def test_what_is_too_large_goes_in_parts(make: Make, clock: FakeClock) -> None:
     class Small(Console):
         def __call__(self, body: bytes) -> int:
@@ -314,3 +330,69 @@ def test_this_machine_on_a_worker_of_its_own() -> None:
     finally:
         worker.stop()
         assert worker.join(10)
+
+
+class NoApi:
+    """An API server that refuses."""
+
+    def get(self, path: str, query: Mapping[str, str], seconds: float) -> dict[str, object]:
+        raise KubeError(403, "no")
+
+    def pages(self, path: str, seconds: float) -> Iterator[Mapping[str, object]]:
+        raise KubeError(403, "no")
+
+
+@pytest.mark.parametrize(
+    ("role", "in_cluster", "api", "kinds"),
+    [
+        ("central", False, None, [HostFiles]),
+        ("central", True, NoApi(), [ClusterStats]),
+        ("central", True, None, []),
+        ("host_metrics", True, NoApi(), [HostFiles]),
+        ("host_metrics", False, None, [HostFiles]),
+    ],
+)
+def test_the_central_pod_looks_at_the_cluster_and_the_others_at_their_machine(
+    clock: FakeClock, role: str, in_cluster: bool, api: NoApi | None, kinds: list[type]
+) -> None:
+    found = collectors(clock, Places(), role=role, in_cluster=in_cluster, api=api)
+    assert [type(each) for each in found] == kinds
+
+
+def test_nothing_to_say_is_not_said(clock: FakeClock) -> None:
+    console = Console()
+    metrics = HostMetrics(console, [ClusterStats(NoApi(), clock)], clock, allowed=True, host="pod-1")
+    metrics.registered(ID, Wanted(True))
+    metrics.step()
+    assert console.bodies == [] and set(metrics.tally.faults or ()) == {"nodes", "pods", "claims"}
+
+
+def test_the_agents_own_metrics_count_them(clock: FakeClock) -> None:
+    own = SelfMetrics("0")
+    metrics = HostMetrics(Console(204, 500), [Counting()], clock, allowed=True, host="vm-1", metrics=own)
+    metrics.registered(ID, Wanted(True))
+    run(metrics, clock, 31)
+    assert own.registry.get_sample_value("observer_agent_host_metrics_sent_total") == 1
+    assert own.registry.get_sample_value("observer_agent_host_metrics_lost_total") == 1
+    assert own.registry.get_sample_value("observer_agent_host_metrics_left_out", {"kind": "disk"}) == 2
+
+
+def test_a_hub_takes_what_this_machine_says(tmp_path: Path) -> None:
+    """The hub reads the body with the libraries that the agent does without, and shows what the machine said."""
+    with lighthouse_hub(tmp_path) as scene:
+        scene.manage.change("test", "raspberry", {"host_metrics_enabled": True, "host_metrics_interval_seconds": 20})
+        answer = scene.register()
+        order = Wanted(answer["host_metrics"]["enabled"], answer["host_metrics"]["interval_seconds"])
+
+        def send(body: bytes) -> int:
+            kind = {"Content_Type": "application/x-protobuf", "Content_Encoding": "snappy"}
+            return int(scene.call("host-metrics", body, **kind).status_code)
+
+        clock = scene.hub.clock
+        metrics = HostMetrics(send, [HostFiles(Clock())], clock, allowed=True, host="vm-7")
+        metrics.registered(answer["lighthouse_id"], order)
+        assert metrics.step() == 20.0 and metrics.tally.status == 204 and metrics.tally.lost == 0
+        shown = scene.look.series("raspberry")
+        assert {each["name"] for each in shown} >= {"lighthouse_agent_up", "load1", "mem_used_bytes"}
+        assert len(shown) == metrics.tally.sent
+        assert TOKEN not in str(shown)

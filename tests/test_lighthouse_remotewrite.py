@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import random
+from pathlib import Path
 
 import cramjam
 import pytest
@@ -73,9 +76,24 @@ def test_a_label_that_is_there_is_not_overwritten_and_an_empty_one_is_none() -> 
     assert read(data) == [({"__name__": "a", "host": "mine"}, [(1.0, STAMP)])]
 
 
+def test_half_a_surrogate_pair_does_not_stop_the_rest() -> None:
+    data = encode([Figure("a", 1.0, (("node", "x\ud800"),)), Figure("b", 2.0)], AT)
+    assert [labels for labels, _ in read(data)] == [{"__name__": "a", "node": "x?"}, {"__name__": "b"}]
+
+
 def test_of_two_equal_series_the_last_one_counts() -> None:
     data = encode([Figure("a", 1.0), Figure("a", 2.0)], AT)
     assert read(data) == [({"__name__": "a"}, [(2.0, STAMP)])]
+
+
+def test_the_golden_request_is_written_so() -> None:
+    file = Path(__file__).parent / "wire" / "lighthouse" / "host-metrics.json"
+    plain = expand(base64.b64decode(json.loads(file.read_text())["request"]["base64"]))
+    ((labels, ((value, stamp),)),) = read(plain)
+    stamped = {name: labels[name] for name in ("host", "lighthouse_id")}
+    figures = [Figure(labels["__name__"], value)]
+    assert encode(figures, stamp / 1000, stamped) == plain
+    assert expand(body(figures, stamp / 1000, stamped)) == plain
 
 
 TEXT = st.text(max_size=12)
@@ -103,8 +121,8 @@ def test_any_figures_are_written_as_protobuf_writes_them(figures: list[Figure]) 
         random.Random(1).randbytes(61),
         random.Random(2).randbytes(257),
         random.Random(3).randbytes(3 * BLOCK + 5),
-        b"0123456789" + random.Random(4).randbytes(2047 - 10) + b"0123456789!",
-        b"0123456789" + random.Random(5).randbytes(2048 - 10) + b"0123456789!",
+        b"0123456789" + bytes(2047 - 10) + b"0123456789!",
+        b"0123456789" + bytes(2048 - 10) + b"0123456789!",
     ],
     ids=lambda data: f"{len(data)}",
 )

@@ -59,6 +59,13 @@ def ask_of(path, *, timeout_ms=TIMEOUT_MS, **config):
         ({"domain": "x" * 64 + ".test"}, "domain"),
         ({"domain": "x." * 127 + "test"}, "domain"),
         ({"domain": "a.test", "record_type": "HINFO"}, "record_type"),
+        ({"domain": "a.test", "expected_values": ["203.0.113"]}, "expected_values"),
+        ({"domain": "a.test", "expected_values": "203.0.113.1"}, "expected_values"),
+        ({"domain": "a.test", "expected_values": [""]}, "expected_values"),
+        ({"domain": "a.test", "expected_parts": ["x"] * 101}, "expected_parts"),
+        ({"domain": "a.test", "resolver_name": "a b"}, "resolver_name"),
+        ({"domain": "a.test", "resolver_name": "dns.test", "resolver": "192.0.2.1"}, "resolver_name"),
+        ({"domain": "a.test", "search": "yes"}, "search"),
         ({"domain": "a.test", "record_type": "a"}, "record_type"),
         ({"domain": "a.test", "expected_value": "203.0.113"}, "expected_value"),
         ({"domain": "a.test", "expected_value": "2001:db8::1"}, "expected_value"),
@@ -195,6 +202,32 @@ def test_w23_expected_values(record_type, expected, found):
     assert reading.reason == (None if found else "expected_value_mismatch")
     assert reading.fault is (None if found else Fault.TARGET)
     assert reading.detail["records"]
+
+
+@pytest.mark.parametrize(
+    ("record_type", "config", "missing"),
+    [
+        ("A", {"expected_values": ["203.0.113.1"]}, []),
+        ("A", {"expected_values": ["203.0.113.1", "203.0.113.2"]}, ["203.0.113.2"]),
+        ("A", {"expected_parts": ["203.0.113."]}, []),
+        ("A", {"expected_parts": ["203.0.114"], "expected_values": ["203.0.113.1"]}, ["203.0.114"]),
+        ("AAAA", {"expected_values": ["2001:DB8::1"]}, []),
+        ("MX", {"expected_values": ["Mail.Example. (priority 10)"]}, []),
+        ("MX", {"expected_values": ["mail.example. (priority 1)"]}, ["mail.example (priority 1)"]),
+        ("SRV", {"expected_values": ["sip.example.:5060 (priority 10, weight 60)", "sip.example"]}, []),
+        ("TXT", {"expected_values": ["v=spf1 include:a.example -all"]}, []),
+        ("TXT", {"expected_values": ["v=spf1"]}, ["v=spf1"]),
+        ("TXT", {"expected_parts": ["V=SPF1", "-all"]}, []),
+        ("CAA", {"expected_values": ["0 issue letsencrypt.org", "issue letsencrypt.org", "letsencrypt.org"]}, []),
+        ("CAA", {"expected_values": ["letsencrypt"]}, ["letsencrypt"]),
+        ("SOA", {"expected_values": ["ns.example"]}, []),
+    ],
+)
+def test_several_expected_values(record_type, config, missing):
+    data, _ = RECORDS[record_type]
+    reading = ask(answering(f"{{}} 60 IN {record_type} {data}"), record_type=record_type, **config)
+    assert reading.reason == ("expected_value_mismatch" if missing else None)
+    assert reading.detail.get("missing", []) == missing
 
 
 def test_w23_an_address_is_not_found_in_a_longer_one():
@@ -539,6 +572,70 @@ def test_an_operating_system_s_error_without_a_name(tmp_path):
     assert _reasons.from_os_error(OSError(95, "not supported"), "x", Reason.DNS_ERROR).reason == "dns_error"
 
 
+# -- a server by name, and names that are completed
+
+
+def test_a_server_by_name():
+    with UdpServer(answering("{} 60 IN A 203.0.113.1")) as server:
+        reading = look(resolver_name=f"good.test:{server.port}")
+        assert 0 < reading.value <= reading.phases["first_byte"] + 1
+        assert reading.phases["resolve"] > 0
+    reading = look(resolver_name="nowhere.test")
+    assert (reading.reason, list(reading.phases)) == ("ENOTFOUND", ["resolve"])
+
+
+def test_w12_the_policy_is_asked_for_a_server_by_name_and_by_address():
+    for rules in (Rules(deny_hosts=("good.test",)), Rules(deny_ports=((1, 65_535),))):
+        with UdpServer(answering("{} 60 IN A 203.0.113.1")) as server:
+            reading = look(make_prober(policy=Policy(rules)), resolver_name=f"good.test:{server.port}")
+            assert (reading.reason, reading.fault) == ("policy_denied", Fault.POLICY)
+            assert server.questions == []
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "names"),
+    [
+        ("", "a.", ["a."]),
+        ("search x.test y.test.", "a.", ["a.x.test.", "a.y.test.", "a."]),
+        ("search x.test", "a.b.", ["a.b.", "a.b.x.test."]),
+        ("search x.test\noptions timeout:1 ndots:2", "a.b.", ["a.b.x.test.", "a.b."]),
+        ("search x.test\noptions ndots:2", "a.b.c.", ["a.b.c.", "a.b.c.x.test."]),
+        ("search x.test\ndomain y.test", "a.", ["a.y.test.", "a."]),
+        ("search . X.Test", "a.", ["a.x.test.", "a."]),
+        ("options ndots:x\nsearch", "a.", ["a."]),
+        (f"search {' '.join(f's{n}' for n in range(9))}", "a.", [*(f"a.s{n}." for n in range(6)), "a."]),
+    ],
+)
+def test_names_are_completed_as_the_c_library_does(text, name, names, tmp_path):
+    (tmp_path / "resolv.conf").write_text(text)
+    assert list(_dnsask.suffixes(tmp_path / "resolv.conf", name)) == names
+
+
+def test_names_without_a_resolv_conf(tmp_path):
+    assert _dnsask.suffixes(tmp_path / "none", "a.") == ("a.",)
+
+
+def test_a_name_is_completed_where_the_definition_says_so(tmp_path):
+    conf = tmp_path / "resolv.conf"
+    conf.write_text("search first.test second.test")
+
+    def reply(question):
+        name = dns.message.from_wire(question).question[0].name.to_text()
+        code = "NOERROR" if name == "db.second.test." else "NXDOMAIN"
+        return answering(*(["{} 60 IN A 203.0.113.1"] if code == "NOERROR" else []), code=code)(question)
+
+    def names(**config):
+        with UdpServer(reply) as server:
+            typed = probes.parse("dns", {"resolver": server.at, "timeout_ms": TIMEOUT_MS, **config})
+            reading = probe_dns.probe(typed, Clock().monotonic() + typed.timeout, make_tools(), conf=conf)
+        return reading.reason, [dns.message.from_wire(q).question[0].name.to_text() for q in server.questions]
+
+    assert names(domain="db", search=True) == (None, ["db.first.test.", "db.second.test."])
+    assert names(domain="x", search=True) == ("ENOTFOUND", ["x.first.test.", "x.second.test.", "x."])
+    assert names(domain="db.", search=True) == ("ENOTFOUND", ["db."])
+    assert names(domain="db") == ("ENOTFOUND", ["db."])
+
+
 # -- the real thing
 
 
@@ -609,6 +706,7 @@ def named(tmp_path_factory):
         ("SRV", "_sip._tcp.good.test", "mail.good.test:5060"),
         ("PTR", "7.good.test", "host.good.test"),
         ("TXT", "many.good.test", "059yyy"),
+        ("SOA", "good.test", "ns.good.test. admin.good.test. 1"),
     ],
 )
 def test_bind_answers(record_type, domain, expected, named):

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import resource
 import socket
+import zlib
 
 import pytest
 
 from observer_agent import probes
 from observer_agent.clock import Clock
+from observer_agent.errors import InvalidConfig
 from observer_agent.model import Fault
 from observer_agent.probes import _http, _reasons
+from observer_agent.probes._hops import Hops
 from observer_agent.probes._reasons import Reason
+from observer_agent.probes._tools import Run
 from observer_agent.probes._url import parse_url
 from tests import servers
 from tests.servers import Authority, Server, answer, make_prober, redirect, scripted
@@ -50,6 +55,191 @@ def test_the_request_says_who_asks():
 def test_a_body_goes_with_its_length():
     request = _http.Request("POST", parse_url("http://good.test"), (), b"hello")
     assert request.render().endswith(b"Content-Length: 5\r\n\r\nhello")
+
+
+def test_a_body_of_the_definition_goes_out_with_any_method():
+    with Server(scripted(answer())) as server:
+        for method in ("GET", "PUT"):
+            assert look(make_prober(), server.url, method=method, body="grüße").value > 0
+    assert [request.split(b" ")[0] for request in server.requests] == [b"GET", b"PUT"]
+    for request in server.requests:
+        assert request.endswith("\r\n\r\ngrüße".encode())
+        assert b"Content-Length: 7\r\n" in request
+
+
+# -- what is expected of headers and body
+
+
+@pytest.mark.parametrize(
+    ("expected", "met"),
+    [
+        ({"name": "X-Here"}, True),
+        ({"name": "x-here", "match": "present"}, True),
+        ({"name": "X-There"}, False),
+        ({"name": "X-Here", "match": "exact", "value": "one two"}, True),
+        ({"name": "X-Here", "match": "exact", "value": "one"}, False),
+        ({"name": "X-Here", "match": "contains", "value": "e t"}, True),
+        ({"name": "X-Here", "match": "contains", "value": "E T"}, False),
+    ],
+)
+def test_expected_headers(expected, met):
+    reading = ask(answer(X_Here="one two"), expected_headers=[{"name": "Content-Length"}, expected])
+    assert (reading.value is not None) is met
+    if not met:
+        assert (reading.reason, reading.fault) == ("header_mismatch", Fault.TARGET)
+        assert reading.detail["header"] == expected["name"]
+        assert "one two" not in str(reading)
+
+
+def test_the_status_is_judged_before_the_headers_and_these_before_the_body():
+    wanted = {"expected_headers": [{"name": "X-No"}], "body_match": "no"}
+    assert ask(answer(status=500), **wanted).reason == "unexpected_status:500"
+    assert ask(answer(), **wanted).reason == "header_mismatch"
+    assert ask(answer(X_No=""), **wanted).reason == "body_mismatch"
+
+
+def test_a_text_that_must_not_be_there():
+    assert ask(answer("all is well"), body_absent="error").value > 0
+    reading = ask(answer("an error"), body_absent="error")
+    assert (reading.reason, reading.fault) == ("body_unexpected", Fault.TARGET)
+
+
+def test_how_much_of_the_body_is_looked_through():
+    body = "x" * 1_048_572 + "here" + "there"
+    more = {"body_limit": 1_048_576}
+    assert ask(answer(body), body_match="here", **more).value > 0
+    assert ask(answer(body), body_match="there", **more).reason == "body_mismatch"
+    assert ask(answer(body), body_match="here").reason == "body_mismatch"
+    assert ask(answer(body), body_absent="there", **more).value > 0
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_body_that_breaks_off_is_judged_by_what_has_come(chunked):
+    frame = b"Transfer-Encoding: chunked\r\n\r\n7\r\nit is " if chunked else b"Content-Length: 99\r\n\r\nit is "
+    cut = b"HTTP/1.1 200 OK\r\n" + frame
+    assert ask(cut, body_match="it is").value > 0
+    assert ask(cut, body_match="here").reason == "ECONNRESET"
+    assert ask(cut, body_absent="here").reason == "ECONNRESET"
+    assert ask(cut, body_absent="it is").reason == "body_unexpected"
+
+
+@pytest.mark.parametrize(("coding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_a_body_is_unpacked_where_the_server_packs_it_all_the_same(coding, pack):
+    packed = answer(pack(b"it is here"), Content_Encoding=coding)
+    assert ask(packed, body_match="is here").value > 0
+    assert ask(packed, body_absent="is here").reason == "body_unexpected"
+
+
+def test_no_more_of_a_packed_body_is_unpacked_than_may_be_looked_through():
+    bomb = gzip.compress(bytes(50_000_000), 1)
+    with Server(scripted(answer(bomb, Content_Encoding="gzip"))) as server:
+        run = Run(servers.make_tools(), Clock().monotonic() + 5, Reason.HTTP_ERROR)
+        with _http.exchange(_http.Request("GET", parse_url(server.url)), run, None) as response:
+            assert response.searchable(1_000_000) == (bytes(1_000_000), None)
+
+
+def test_what_follows_the_limit_of_a_packed_body_is_not_looked_through():
+    bomb = answer(gzip.compress(bytes(100_000_000) + b"end", 1), Content_Encoding="gzip")
+    assert ask(bomb, body_match="end").reason == "body_mismatch"
+
+
+# -- browsers' rules for redirects
+
+
+def test_ten_redirects_where_they_are_allowed():
+    hops = [redirect(f"/{n}") for n in range(10)]
+    assert ask(*hops, answer(), max_redirects=10).value > 0
+    reading = ask(*hops, redirect("/11"), answer(), max_redirects=10)
+    assert reading.reason == "too_many_redirects"
+
+
+@pytest.mark.parametrize(
+    ("status", "rules", "method", "body"),
+    [
+        (302, "browser", b"GET", b""),
+        (303, "browser", b"GET", b""),
+        (307, "browser", b"POST", b"secret body"),
+        (302, "strict", b"POST", b"secret body"),
+    ],
+)
+def test_the_method_and_the_body_behind_a_redirect(status, rules, method, body):
+    with Server(scripted(redirect("/there", status), answer())) as server:
+        look(make_prober(), server.url, method="POST", body="secret body", redirect_rules=rules)
+    head, _, rest = server.requests[1].partition(b"\r\n\r\n")
+    assert (head.split(b" ")[0], rest) == (method, body)
+
+
+@pytest.mark.parametrize("rules", ["strict", "browser"])
+def test_w10_neither_body_nor_headers_go_to_another_origin(rules):
+    with Server(scripted(answer())) as other, Server(scripted(redirect(f"{other.url_of('other.test')}/", 307))) as home:
+        headers = {"X-Mine": "1", "User-Agent": "me"}
+        more = {"method": "POST", "body": "secret body", "redirect_rules": rules, "headers": headers}
+        assert look(make_prober(), home.url, **more).value > 0
+    assert home.requests[0].endswith(b"secret body")
+    assert b"secret body" not in other.requests[0] and b"X-Mine" not in other.requests[0]
+    assert (b"User-Agent: me\r\n" in other.requests[0]) is (rules == "browser")
+
+
+def test_from_https_to_http_by_browsers_rules():
+    authority = Authority()
+    with Server(scripted(answer())) as plain, Server(scripted(redirect(plain.url)), tls=authority.server()) as server:
+        more = {"ca_cert_ref": "PROBE_CA", "headers": {"X-Mine": "1"}, "redirect_rules": "browser"}
+        reading = look(make_prober({"PROBE_CA": authority.pem}), server.url, **more)
+    assert reading.value > 0
+    assert b"X-Mine" not in plain.requests[0]
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "lax", "home"),
+    [
+        ("http://a.test/", "https://a.test/x", True, True),
+        ("http://a.test/", "https://a.test/x", False, False),
+        ("http://a.test/", "https://www.a.test/", True, False),
+        ("http://a.test:8080/", "https://a.test/", True, False),
+        ("http://a.test/", "https://a.test:8443/", True, False),
+        ("https://a.test/", "http://a.test/", True, False),
+        ("http://a.test/", "http://a.test/x", False, True),
+    ],
+)
+def test_what_counts_as_the_first_origin(first, then, lax, home):
+    config = probes.parse("http", {"url": first, "redirect_rules": "browser" if lax else "strict"})
+    assert Hops(config, (), None, None)._is_home(parse_url(then)) is home
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        ({"expected_headers": {"name": "a"}}, "expected_headers"),
+        ({"expected_headers": [{"name": "a"}] * 33}, "expected_headers"),
+        ({"expected_headers": ["a"]}, "expected_headers"),
+        ({"expected_headers": [{"name": "a b"}]}, "expected_headers[0]"),
+        ({"expected_headers": [{"name": "a"}, {}]}, "expected_headers[1]"),
+        ({"expected_headers": [{"name": "a", "match": "regex", "value": "x"}]}, "expected_headers[0]"),
+        ({"expected_headers": [{"name": "a", "match": "exact"}]}, "expected_headers[0]"),
+        ({"expected_headers": [{"name": "a", "value": 7}]}, "expected_headers[0]"),
+        ({"expected_headers": [{"name": "a", "more": "x"}]}, "expected_headers[0]"),
+        ({"body": 7}, "body"),
+        ({"body": "x" * 1_048_577}, "body"),
+        ({"body_absent": "x", "method": "HEAD"}, "body_absent"),
+        ({"body_limit": 0}, "body_limit"),
+        ({"body_limit": 1_048_577}, "body_limit"),
+        ({"max_redirects": 11}, "max_redirects"),
+        ({"redirect_rules": "lax"}, "redirect_rules"),
+    ],
+)
+def test_fields_of_ours_that_are_refused(config, field):
+    with pytest.raises(InvalidConfig) as caught:
+        probes.parse("http", {"url": "http://a.test/", **config})
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == [field]
+
+
+def test_tcp_says_and_hears():
+    with Server(scripted(b"220 ready\r\n")) as server:
+        config = {"host": "127.0.0.1", "port": server.port, "send": "EHLO\r\n\r\n", "expect": "ready"}
+        reading = make_prober().look("tcp", probes.parse("tcp", config))
+    assert reading.value > 0
+    assert list(reading.phases) == ["resolve", "connect", "first_byte"]
+    assert server.requests == [b"EHLO\r\n\r\n"]
 
 
 # -- values and reasons

@@ -134,6 +134,23 @@ def test_w24_a_certificate_that_holds_takes_one_connection(trusted):
     assert (reading.detail["protocol"], reading.detail["key"], reading.detail["weak"]) == ("TLSv1.3", "EC 256", [])
 
 
+@pytest.mark.parametrize("context", ["server", "expired"])
+def test_without_trust_one_connection_is_enough(context, authority):
+    with Server(servers.tarpit, tls=getattr(authority, context)()) as server:
+        reading = look(server.port, verify_tls=False)
+        assert server.connections == 1
+        assert (look(server.port).value, server.connections) == (reading.value, 3)
+    assert reading.value is not None
+    assert "verified" not in reading.detail
+    assert reading.detail["host_match"] is True
+
+
+def test_without_trust_a_handshake_that_fails_is_not_repeated():
+    with Server(servers.says(b"plain text, no TLS\r\n")) as server:
+        assert look(server.port, verify_tls=False).reason == "tls_handshake_failed"
+        assert server.connections == 1
+
+
 def test_an_address_sends_no_server_name(trusted):
     reading = show(trusted.server(), host="127.0.0.1")
     assert (reading.detail["verified"], reading.detail["sni"], reading.detail["host_match"]) == (True, None, True)

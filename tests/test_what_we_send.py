@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import io
 import json
@@ -18,6 +19,7 @@ import pytest
 from observer_agent.demo.stage import clean_env, end_process, free_port
 from observer_agent.model import Loss
 from tests.cloud import LocalCloud, _Handler
+from tests.lighthouse_golden import OURS as SECOND_OURS
 from tests.servers import Server, answer, says
 from tests.test_wire_agent import GOLDEN, NOT_OURS
 
@@ -40,7 +42,8 @@ def sections():
 
 
 HEADERS, OF_HTTP = table(DOC, "header"), table(DOC, "header of HTTP")
-ENDPOINTS = sections()
+ALL = sections()
+ENDPOINTS = {endpoint: fields for endpoint, fields in ALL.items() if "/api/agent/" in endpoint}
 SENT = {
     endpoint: {field for field, row in fields.items() if NOT_SENT not in row}
     for endpoint, fields in ENDPOINTS.items()
@@ -53,6 +56,7 @@ def fields_of(value, path=""):
     if isinstance(value, dict) and value:
         for name, each in value.items():
             known = "<reason>" if path.endswith(".lost") and name in set(Loss) else name
+            known = "<check>" if path in ("check_latencies", "cert_expiry") else known
             yield from fields_of(each, f"{path}.{known}" if path else known)
     elif isinstance(value, list):
         for each in value:
@@ -91,9 +95,55 @@ def test_what_the_doc_names_is_in_a_golden_message():
 
 
 def test_the_examples_have_the_form_of_the_golden_messages():
-    for endpoint, fields in ENDPOINTS.items():
+    for endpoint, fields in ALL.items():
         for field, row in fields.items():
             assert row.startswith("`") or NOT_SENT in row, f"{endpoint} {field} has no example"
+
+
+# -- the second dialect, against its golden messages
+
+SECOND = {endpoint: fields for endpoint, fields in ALL.items() if endpoint not in ENDPOINTS}
+SECOND_HEADERS, LABELS = table(DOC, "header of Lighthouse"), table(DOC, "label")
+SECOND_SENT = {name: golden["request"] for name, golden in SECOND_OURS.items()}
+
+
+def test_the_tables_of_the_second_dialect_are_read():
+    assert len(SECOND_HEADERS) == 7 and len(LABELS) == 9
+    assert {endpoint.rpartition("/")[2]: len(fields) for endpoint, fields in SECOND.items()} == {
+        "register": 3,
+        "heartbeat": 9,
+        "events": 8,
+        "discoveries": 15,
+        "host-metrics": 0,
+        "shutdown": 1,
+    }
+
+
+@pytest.mark.parametrize("name", SECOND_SENT)
+def test_what_a_golden_message_of_the_second_dialect_holds_is_in_the_doc(name):
+    request = SECOND_SENT[name]
+    assert set(request["headers"]) <= set(SECOND_HEADERS)
+    assert set(fields_of(request.get("body", {}))) <= set(SECOND[endpoint_of(request)])
+    if "base64" in request:
+        assert set(labels_of(base64.b64decode(request["base64"]))) <= set(LABELS)
+
+
+def test_what_the_doc_names_of_the_second_dialect_is_in_a_golden_message():
+    assert {endpoint_of(request) for request in SECOND_SENT.values()} == set(SECOND)
+    assert {header for request in SECOND_SENT.values() for header in request["headers"]} == set(SECOND_HEADERS)
+    for endpoint, fields in SECOND.items():
+        bodies = [request.get("body", {}) for request in SECOND_SENT.values() if endpoint_of(request) == endpoint]
+        assert {field for body in bodies for field in fields_of(body)} == set(fields), endpoint
+
+
+def labels_of(block):
+    """The names of labels in a golden write request: one literal of snappy, one series of protobuf."""
+    assert block[2:5] == bytes([60 << 2, len(block) - 5, 0x0A]), "not as the golden message is written"
+    raw, found, at = block[4:], [], 3
+    while raw[at] == 0x0A:  # a label: its name, then its value
+        found.append(raw[at + 4 : at + 4 + raw[at + 3]].decode())
+        at += 2 + raw[at + 1]
+    return found
 
 
 # -- against a real agent

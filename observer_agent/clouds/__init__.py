@@ -9,6 +9,7 @@ from observer_agent.clock import Clock
 from observer_agent.clouds import lighthouse, observer
 from observer_agent.clouds._access import Access, Line, Place
 from observer_agent.logs import Redactor
+from observer_agent.sentlog import SentLog
 
 if TYPE_CHECKING:
     from observer_agent.config import Settings
@@ -31,6 +32,7 @@ class ObserverDialect:
         clock: Clock,
         redact: Redactor,
         read_key: ReadKey | None = None,
+        sent: SentLog | None = None,
     ) -> None:
         self._clock = clock
         self._redact = redact
@@ -41,6 +43,7 @@ class ObserverDialect:
             clock=clock,
             redact=redact,
             read_key=read_key,
+            sent=sent,
         )
 
     def connect(self) -> observer.Observer:
@@ -82,6 +85,7 @@ class LighthouseDialect:
         clock: Clock,
         redact: Redactor,
         read_key: ReadKey | None = None,
+        sent: SentLog | None = None,
     ) -> None:
         self._clock = clock
         self._redact = redact
@@ -94,6 +98,7 @@ class LighthouseDialect:
             clock=clock,
             redact=redact,
             read_key=read_key,
+            sent=sent,
         )
 
     def connect(self) -> lighthouse.Lighthouse:

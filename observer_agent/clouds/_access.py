@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from observer_agent.clock import Clock
+from observer_agent.config import origin
 from observer_agent.errors import ConfigError
 from observer_agent.logs import Redactor, Throttle
 from observer_agent.resolver import Resolver
+from observer_agent.sentlog import SentLog
 from observer_agent.transport import CALL_SECONDS, Reply, Transport
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,10 @@ class Place(NamedTuple):
 
 
 class Access:
-    """See the module. `read_key` reads the key as a start would; `headers` makes the headers of a key."""
+    """See the module. `read_key` reads the key as a start would; `headers` makes the headers of a key.
+
+    `sent` keeps a record of every call.
+    """
 
     def __init__(
         self,
@@ -44,7 +49,9 @@ class Access:
         clock: Clock,
         redact: Redactor,
         read_key: Callable[[], str] | None = None,
+        sent: SentLog | None = None,
     ) -> None:
+        self.sent = sent
         self._headers = headers
         self._clock = clock
         self._redact = redact
@@ -53,6 +60,7 @@ class Access:
         self._lock = threading.Lock()
         self._read_after = 0.0
         self._warn = Throttle(clock, WARN)
+        redact.add(place.key)
         self.place = place
         self.generation = 0
 
@@ -113,15 +121,27 @@ class Line:
         """As `Transport.call`; after a 401 or 410, once more in what is left of `seconds` if there is another key."""
         until = self._clock.monotonic() + seconds
         self._follow()
-        reply = self._transport.call(method, path, body, headers, seconds)
+        reply = self._exchange(method, path, body, headers, seconds)
         if reply.status not in REFUSALS or not self._access.key_refused(self._key):
             return reply
         self._follow()
-        return self._transport.call(method, path, body, headers, until - self._clock.monotonic())
+        return self._exchange(method, path, body, headers, until - self._clock.monotonic())
 
     def close(self) -> None:
         """Closes the kept connection."""
         self._transport.close()
+
+    def _exchange(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None, seconds: float
+    ) -> Reply:
+        """One call, on record before it leaves."""
+        sent = self._access.sent
+        if sent is None:
+            return self._transport.call(method, path, body, headers, seconds)
+        number, began = sent.begin(method, origin(self._access.place.url), path, body), self._clock.monotonic()
+        reply = self._transport.call(method, path, body, headers, seconds)
+        sent.end(number, reply.status, self._clock.monotonic() - began, reply.error)
+        return reply
 
     def _follow(self) -> None:
         if self._generation == self._access.generation:

@@ -17,11 +17,6 @@ BODY_MAX = 64 * 1024
 LIST_MAX = 100
 INTERVAL, INTERVAL_FLOOR, INTERVAL_MAX = 60, 5, 7 * 86_400
 TIMEOUT, TIMEOUT_MAX = 5, 300
-SHOWN = frozenset(
-    "interval_seconds timeout_seconds expected_status_code type method dns_record_type keyword_present "
-    "skip_tls_verify".split()
-)
-"""Fields whose value a complaint may repeat; of the others it names the kind of value alone."""
 
 
 class Bad(ValueError):
@@ -97,7 +92,7 @@ def decode_check(raw: Mapping[str, Any], before: CheckDef | None, complaints: li
         except Bad as error:
             good[name] = getattr(before or DEFAULTS, name)
             stays = "the last good value stays" if before else "its default is used"
-            complaints.append(f"check {raw['id']}: {name}: {shown(name, value)}: {error}; {stays}")
+            complaints.append(f"check {raw['id']}: {name}: {shown(value)}: {error}; {stays}")
     if 0 < good.get("interval_seconds", INTERVAL) < INTERVAL_FLOOR:
         complaints.append(f"check {raw['id']}: interval_seconds: {good['interval_seconds']}: {INTERVAL_FLOOR} is used")
         good["interval_seconds"] = INTERVAL_FLOOR
@@ -131,9 +126,9 @@ def kind(value: object) -> str:
     return kinds.get(type(value), "something else")
 
 
-def shown(name: str, value: object) -> str:
-    """A value as a complaint may show it: no URL, header, body or keyword is repeated."""
-    return repr(value)[:60] if name in SHOWN and not isinstance(value, list | dict) else kind(value)
+def shown(value: object) -> str:
+    """A value as a complaint may show it: texts may be URLs, headers or bodies, and are not repeated."""
+    return repr(value)[:60] if isinstance(value, int | float) else kind(value)
 
 
 # -- rules: a raw value, not null, to a good one

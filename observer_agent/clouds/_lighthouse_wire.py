@@ -20,7 +20,7 @@ from observer_agent.clouds._lighthouse_checks import (
     HeaderDef,
     decode_checks,
     encode_check,
-    kind,
+    shown,
     whole,
 )
 
@@ -255,7 +255,7 @@ def decode_orders(body: bytes, status: int = 200) -> LighthouseOrders:
         try:
             return rule(value)
         except Bad as error:
-            complaints.append(f"{name}: {kind(value)}: {error}; the last good value stays")
+            complaints.append(f"{name}: {shown(value)}: {error}; the last good value stays")
             return None
 
     return LighthouseOrders(

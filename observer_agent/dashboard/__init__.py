@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from observer_agent import status
-from observer_agent.agent import Agent
 from observer_agent.dashboard.history import History
 from observer_agent.dashboard.server import LOGIN, NOTICE, Page, Pages, Server
+from observer_agent.whole import Whole
 from observer_agent.worker import Worker
 
 __all__ = ["Page", "Pages", "Server", "pages", "serve", "static_pages"]
@@ -38,7 +38,7 @@ class LocalPage(Server):
         super().stop()
 
 
-def pages(agent: Agent, history: History) -> Pages:
+def pages(agent: Whole, history: History) -> Pages:
     """The paths of an agent's local page."""
     return {
         **static_pages(guarded=bool(agent.settings.debug_dashboard_token)),
@@ -63,7 +63,7 @@ def static_pages(guarded: bool) -> dict[str, Callable[[], Page]]:
     return {path: partial(_same, page) for path, page in made.items()}
 
 
-def serve(agent: Agent) -> Server | None:
+def serve(agent: Whole) -> Server | None:
     """Starts the local page as the settings say; None when it is off or its port is taken."""
     settings = agent.settings
     if not settings.enable_debug_dashboard:

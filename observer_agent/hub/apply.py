@@ -67,11 +67,13 @@ def check(source_type: str, config: Mapping[str, Any]) -> str | None:
 
     if source_type in probes.SOURCES:
         probes.parse(source_type, config)
-        return None
+        older = f"the source type {source_type} is ours: agents of other makes, and older ones, do not know it"
+        return None if source_type in SOURCE_TYPES else older
     if source_type in SOURCE_TYPES:
         return f"the source type {source_type} is not evaluated by agents of this version; its configuration is kept"
-    near = difflib.get_close_matches(source_type, [*SOURCE_TYPES, document.NO_PROBE], 1)
-    hint = f"did you mean {near[0]}?" if near else f"write one of {', '.join([*SOURCE_TYPES, document.NO_PROBE])}"
+    known = [*dict.fromkeys((*SOURCE_TYPES, *probes.SOURCES)), document.NO_PROBE]
+    near = difflib.get_close_matches(source_type, known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"write one of {', '.join(known)}"
     raise InvalidConfig(f"source_type: {ascii(source_type)[:66]} is not known: {hint}")
 
 

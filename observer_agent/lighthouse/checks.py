@@ -17,7 +17,7 @@ from typing import Any, Final
 from observer_agent import probes
 from observer_agent.clouds._lighthouse_wire import CheckDef, encode_check
 from observer_agent.errors import InvalidConfig
-from observer_agent.lighthouse.targets import Unusable, domain, host_port, password, split_user
+from observer_agent.lighthouse.targets import Unusable, domain, host_port, passwords, split_user
 from observer_agent.model import Definition, Operation, Problem, Thresholds
 from observer_agent.probes._expect import EXACT, MATCHES, PRESENT, ExpectedHeader
 from observer_agent.probes._headers import Pairs, frames, is_token, looks_like_credential, problem_of
@@ -91,7 +91,7 @@ def definition(check: CheckDef) -> Definition:
 
 def secrets(check: CheckDef) -> tuple[str, ...]:
     """What of a check must never be shown, for the redactor: values of headers, a password in the URL, the body."""
-    found = [check.request_body, password(check.url), split_user(check.url)[1]]
+    found = [check.request_body, *passwords(check.url), split_user(check.url)[1]]
     for key, value in check.request_headers:
         if looks_like_credential(key) or (key.strip().lower() not in _COMMON and len(value) >= 8):
             found += [value, value.strip(), *value.split(maxsplit=1)[1:]]

@@ -95,7 +95,7 @@ class Discovery:
         """Waits for events, as long as nothing else is to be done; the seconds that are left where none can come."""
         now = self._clock.monotonic()
         moments = [feed.wake_at for feed in self.feeds] + self._moments()
-        wait = min(max(min(moments) - now, 0.0), LONGEST_WAIT)
+        wait = min(max(min(moments, default=now + LONGEST_WAIT) - now, 0.0), LONGEST_WAIT)
         poll = select.poll()
         by_fd = {feed.connection.fileno(): feed for feed in self.feeds if feed.connection}
         if not by_fd:

@@ -16,9 +16,17 @@ from typing import Any, Final
 from observer_agent.clock import Clock
 from observer_agent.clouds._lighthouse_wire import Discovered
 from observer_agent.lighthouse import fanout
-from observer_agent.lighthouse.kube import BODY_MAX, PAGE, Connection, Kube, KubeError, TooLarge, parsed
-from observer_agent.lighthouse.kube import metadata as metadata_of
-from observer_agent.lighthouse.kube import objects as objects_of
+from observer_agent.lighthouse.kube import (
+    BODY_MAX,
+    PAGE,
+    Connection,
+    Kube,
+    KubeError,
+    TooLarge,
+    metadata_of,
+    objects_of,
+    parsed,
+)
 
 GONE: Final = 410
 DENIED: Final = 403
@@ -145,7 +153,7 @@ class Feed:
         now = self._clock.monotonic()
         if now - self._begun < min(SETTLED_SECONDS, self._pace.watch / 2):
             raise KubeError(0, "the watch ended at once")
-        self._failures, self.problem = 0, ""
+        self._failures = 0
         if now >= self._relist_at:
             self._version = ""
 
@@ -164,13 +172,13 @@ class Feed:
         self._replace(fresh)
         self._version, self._limit = version, self._pace.page
         self._relist_at = self._clock.monotonic() + self._pace.relist * (0.9 + 0.2 * self._random())
-        self.answered, self.problem, self._refused_since = True, "", None
+        self.answered = True
 
     def _take_events(self) -> None:
-        """Every complete line is an event; what is left of the last one stays."""
-        *lines, rest = bytes(self._body).split(b"\n") if b"\n" in self._body else [bytes(self._body)]
-        if lines:
-            self._body[:] = rest
+        """Every complete line is an event; what is left of the last one stays. The watch is allowed and open."""
+        self.problem, self._refused_since = "", None
+        *lines, rest = bytes(self._body).split(b"\n")
+        self._body[:] = rest
         for line in filter(None, lines):
             try:
                 event = json.loads(line)
@@ -215,7 +223,7 @@ class Feed:
             self._version = ""
         elif isinstance(error, TooLarge) and not self._version:
             self._limit = max(self._limit // 4, 1)
-        else:
+        elif self._failures > 1:  # one cut watch is nothing to speak of
             self.problem = f"status {error.status}: {error}" if error.status else str(error)
         at_once = error.status == GONE and self._failures == 1
         pause = min(self._pace.retry * 2.0 ** min(self._failures - 1, 10), RETRY_MAX)

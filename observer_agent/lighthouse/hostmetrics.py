@@ -10,14 +10,19 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Protocol
 
 from observer_agent.clock import Clock
 from observer_agent.lighthouse.figures import Figure, Look
 from observer_agent.lighthouse.remotewrite import body
 from observer_agent.logs import Throttle
+from observer_agent.selfmetrics import SelfMetrics
 from observer_agent.verdict import Grid
+
+if TYPE_CHECKING:
+    from observer_agent.lighthouse.clusterstats import Api
+    from observer_agent.lighthouse.mounts import Places
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +30,7 @@ FALLBACK: Final = 30.0
 LEAST: Final = 5.0
 MOST: Final = 86_400.0
 IDLE: Final = 60.0
+HOST_ROLE: Final = "host_metrics"
 LONGEST_REST: Final = 300.0
 FIGURES_MAX: Final = 10_000  # of one request
 WARN: Final = 900.0
@@ -80,6 +86,7 @@ class HostMetrics:
         *,
         allowed: bool,
         host: str,
+        metrics: SelfMetrics | None = None,
         wake: Callable[[], object] = lambda: None,
     ) -> None:
         self._send = send
@@ -87,6 +94,7 @@ class HostMetrics:
         self._clock = clock
         self._allowed = allowed
         self._host = host
+        self._metrics = metrics
         self.wake = wake
         self._lighthouse_id = ""
         self._heard: tuple[bool, float | None] | None = None
@@ -173,11 +181,17 @@ class HostMetrics:
             figures += [each for each in look.figures if each.name in collector.names and math.isfinite(each.value)]
             left_out.update(look.left_out)
             faults.update(look.faults)
-        self.tally = Tally(self.tally.sent, self.tally.lost, self.tally.status, left_out, faults)
+        self._found(left_out, faults)
+        self._deliver(figures, at)
+
+    def _found(self, left_out: Mapping[str, int], faults: Mapping[str, str]) -> None:
+        self.tally = replace(self.tally, left_out=left_out, faults=faults)
+        if self._metrics:
+            for kind, n in left_out.items():
+                self._metrics.host_metrics_left_out.labels(kind).set(n)
         for section, text in faults.items():
             if self._warn_section.ready(section):
                 log.warning("Host metrics lack the section %s: %s", section, text)
-        self._deliver(figures, at)
 
     def _deliver(self, figures: Sequence[Figure], at: float) -> None:
         """In one request, or in several where the console finds it too large; what it does not take is lost."""
@@ -212,8 +226,26 @@ class HostMetrics:
             log.warning("The console does not take host metrics (status %d); %d figures are lost", status, n)
 
     def _count(self, status: int, *, sent: int = 0, lost: int = 0) -> None:
-        was = self.tally
-        self.tally = Tally(was.sent + sent, was.lost + lost, status, was.left_out, was.faults)
+        self.tally = replace(self.tally, sent=self.tally.sent + sent, lost=self.tally.lost + lost, status=status)
+        if self._metrics:
+            self._metrics.host_metrics.inc(sent)
+            self._metrics.host_metrics_lost.inc(lost)
+
+
+def collectors(clock: Clock, places: Places, *, role: str, in_cluster: bool, api: Api | None = None) -> list[Collector]:
+    """What an agent looks at: its machine, or as the central pod of a cluster the cluster, where its API is known.
+
+    Imported here, because few agents look at either.
+    """
+    if role == HOST_ROLE or not in_cluster:
+        from observer_agent.lighthouse.hostfiles import HostFiles
+
+        return [HostFiles(clock, places)]
+    if not api:
+        return []
+    from observer_agent.lighthouse.clusterstats import ClusterStats
+
+    return [ClusterStats(api, clock)]
 
 
 def interval_of(order: Order) -> float:

@@ -209,8 +209,8 @@ class Kube:
         query = {"limit": str(limit)}
         while True:
             answer = self.get(path, query, seconds)
-            yield from objects(answer)
-            token = metadata(answer).get("continue")
+            yield from objects_of(answer)
+            token = metadata_of(answer).get("continue")
             if not token:
                 return
             query = {"limit": str(limit), "continue": str(token)}
@@ -250,13 +250,13 @@ def parsed(status: int, body: bytes) -> Mapping[str, Any]:
     raise KubeError(status, _short(message or "no reason given"))
 
 
-def objects(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def objects_of(answer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The objects of a list's page."""
     items = answer.get("items")
     return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
-def metadata(thing: Mapping[str, Any]) -> Mapping[str, Any]:
+def metadata_of(thing: Mapping[str, Any]) -> Mapping[str, Any]:
     """The metadata of an object or a list."""
     found = thing.get("metadata")
     return cast("Mapping[str, Any]", found) if isinstance(found, dict) else {}

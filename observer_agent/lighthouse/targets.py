@@ -54,10 +54,11 @@ def split_user(url: str) -> tuple[str, str]:
     return found["scheme"] + found["rest"], f"Basic {coded}"
 
 
-def password(url: str) -> str:
-    """The password in a URL, empty where there is none."""
+def passwords(url: str) -> tuple[str, str]:
+    """The password in a URL as it is written and as it is meant; empty where there is none."""
     found = _USERINFO.fullmatch(url.strip())
-    return found["user"].partition(":")[2] if found else ""
+    written = found["user"].partition(":")[2] if found else ""
+    return written, unquote(written)
 
 
 def _authority(url: str) -> str:

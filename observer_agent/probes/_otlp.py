@@ -108,6 +108,23 @@ class Receiver:
             "active_subscriptions": store.subscriptions,
         }
 
+    def state(self) -> dict[str, Any] | None:
+        """What is shown on this machine, from memory alone; None while no definition wants points."""
+        server, store = self._server, self._store
+        if not self._wanted:
+            return None
+        disabled = self._settings.observer_otlp_disable
+        return {
+            "listens_on": server.at if server else None,
+            "problem": "OBSERVER_OTLP_DISABLE is set" if disabled else self._problem or None,
+            "definitions": store.subscriptions,
+            "points": store.received,
+            "points_unused": store.dropped,
+            "streams": store.streams,
+            "requests": store.requests.authenticated,
+            "requests_refused": store.requests.rejected_auth + store.requests.rejected_payload,
+        }
+
     def _start(self) -> None:
         """Listens, unless it does, or has failed to a moment ago."""
         now = self._clock.monotonic()

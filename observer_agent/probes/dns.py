@@ -1,13 +1,14 @@
 """The source type `dns`: how long a server takes to answer a question, in milliseconds, repetitions included.
 
 Rules: docs/probes/dns.md, mended by W23. The servers are those of /etc/resolv.conf or the one that the definition
-names; the hosts file and search domains are not used. Runs on a probe thread.
+names; the hosts file is not used, search domains only where the definition says so. Runs on a probe thread.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -56,12 +57,17 @@ def parse(raw: object) -> DnsConfig:
         expected_values=_each(fields, "expected_values", record_type),
         expected_parts=fields.texts("expected_parts", MOST_VALUES, LONGEST),
         resolver_name=fields.parsed("resolver_name", _named),
-        search=fields.flag("search", False),
+        search=fields.flag("search", False) and not _is_whole(raw),
     )
     if config.resolver is not None and config.resolver_name:
         fields.problem("resolver_name", "cannot be used together with resolver")
     fields.done()
     return config
+
+
+def _is_whole(raw: object) -> bool:
+    """Whether the domain is written with a dot at the end: nothing is to be added to it."""
+    return isinstance(raw, Mapping) and str(raw.get("domain")).strip().endswith(".")
 
 
 def _each(fields: Fields, name: str, record_type: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ deadline but not of the value. Phases of several hops add up. Runs on a probe th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from observer_agent.model import Reading
@@ -37,7 +37,7 @@ class HttpConfig:
     method: str
     expected_status: frozenset[int]
     timeout: float
-    headers: Pairs
+    headers: Pairs = field(repr=False)
     header_refs: Pairs
     body_match: bytes
     follow_redirects: bool
@@ -46,7 +46,7 @@ class HttpConfig:
     client_cert_ref: str | None
     client_key_ref: str | None
     ca_cert_ref: str | None
-    body: bytes = b""
+    body: bytes = field(default=b"", repr=False)
     body_absent: bytes = b""
     body_limit: int = MATCH_LIMIT
     expected_headers: tuple[ExpectedHeader, ...] = ()

@@ -68,6 +68,14 @@ def dns(server_url, **more):
     return "dns", {"domain": "good.test", "resolver": server_url.partition("://")[2], "timeout_ms": TIMEOUT_MS}
 
 
+def datagram(server_url, **more):
+    return "udp", {**tcp(server_url)[1], **more}
+
+
+def expecting(server_url, **more):
+    return "tcp", {**tcp(server_url)[1], "send": "hello", "expect": "never there", **more}
+
+
 def loki(server_url, **more):
     return "loki", {"base_url": server_url, "query": 'count_over_time({a="b"}[5m])', "timeout_ms": TIMEOUT_MS}
 
@@ -80,9 +88,9 @@ def elasticsearch(server_url, **more):
 ALL = [tcp, http, matching, picking, query, scrape, loki, elasticsearch]
 OVER_HTTP = ALL[1:]
 BODY_READERS = ALL[2:]
-ALL += [grpc, websocket, tls_cert]
+ALL += [grpc, websocket, tls_cert, expecting]
 OVER_TLS = [*OVER_HTTP, tls_cert]
-BY_NAME = [*ALL, icmp]
+BY_NAME = [*ALL, icmp, datagram]
 
 _GRPC = dict.fromkeys(("ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN"), "grpc_unavailable")
 _BACKEND = {
@@ -140,7 +148,7 @@ def ask(kind, server, prober=None, **more):
     return look(prober or make_prober(), *kind(server.url, **more))
 
 
-@pytest.mark.parametrize("kind", [*ALL, dns])
+@pytest.mark.parametrize("kind", [*ALL, dns, datagram])
 def test_a_refused_port(kind):
     with nothing_left(), refused_port() as port:
         reading = look(make_prober(), *kind(f"http://127.0.0.1:{port}"))
@@ -162,6 +170,23 @@ def test_tcp_is_content_with_a_connection(handler):
         reading = ask(tcp, server)
     assert 0 < reading.value < TIMEOUT_MS
     assert set(reading.phases) == {"resolve", "connect"}
+
+
+@pytest.mark.parametrize(
+    ("handler", "reasons"),
+    [
+        (servers.tarpit, {"ETIMEDOUT"}),
+        (servers.drip_body, {"ETIMEDOUT"}),
+        (servers.hang_up, {"reply_mismatch", "ECONNRESET"}),
+        (servers.says(b"something else" * 1000), {"reply_mismatch"}),
+    ],
+)
+def test_tcp_that_waits_for_a_text_keeps_its_deadline(handler, reasons):
+    with nothing_left(), Server(handler) as server:
+        reading = ask(expecting, server)
+    assert reading.reason in reasons
+    assert reading.fault is Fault.TARGET
+    assert "something" not in str(reading)
 
 
 @pytest.mark.parametrize("kind", OVER_HTTP)
@@ -444,6 +469,14 @@ def test_udp_that_floods_does_not_keep_a_look_from_ending():
     with nothing_left(), udp.UdpServer(lambda question: to_another_question(question) * 20_000) as server:
         reading = look(make_prober(), *dns(f"udp://{server.at}"))
     assert reading.reason == "ETIMEDOUT"
+
+
+@pytest.mark.parametrize("silence_ok", [True, False])
+def test_datagrams_that_nobody_answers_keep_the_deadline(silence_ok):
+    with nothing_left(), udp.UdpServer(udp.silence) as server:
+        reading = look(make_prober(), *datagram(f"udp://{server.at}", silence_ok=silence_ok))
+    assert (reading.value is not None, reading.reason) == (silence_ok, None if silence_ok else "ETIMEDOUT")
+    assert reading.silent
 
 
 # -- many at once

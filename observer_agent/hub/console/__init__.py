@@ -8,6 +8,7 @@
     journal.py     events and the audit log
     hooks.py       webhooks and their deliveries
     keyring.py     keys of agents
+    lighthouses.py lighthouses, agents of the second dialect
     status.py      the public status pages
     facts.py       what the pages ask the database beyond `Look`
     words.py       pure: times, numbers and statuses for people
@@ -32,6 +33,7 @@ from observer_agent.hub.console.door import FIELD, POLICY, Door, own_form_token,
 from observer_agent.hub.console.hooks import Hooks
 from observer_agent.hub.console.journal import Journal
 from observer_agent.hub.console.keyring import Keyring
+from observer_agent.hub.console.lighthouses import Lighthouses
 from observer_agent.hub.console.metrics import Metrics
 from observer_agent.hub.console.parts import Parts
 from observer_agent.hub.console.services import Services
@@ -40,6 +42,7 @@ from observer_agent.hub.console.status import Status
 PAGES = (
     ("overview", "Overview"),
     ("agents", "Agents"),
+    ("lighthouses", "Lighthouses"),
     ("metrics", "Metrics"),
     ("services", "Services"),
     ("events", "Events"),
@@ -86,6 +89,11 @@ def _views(face: Blueprint, parts: Parts) -> None:
     face.add_url_rule("/", "overview", agents.overview)
     face.add_url_rule("/console/agents", "agents", agents.index)
     face.add_url_rule("/console/agent", "agent", agents.detail)
+    lighthouses = Lighthouses(parts)
+    face.add_url_rule("/console/lighthouses", "lighthouses", lighthouses.index, methods=["GET"])
+    face.add_url_rule("/console/lighthouses", "create_lighthouse", lighthouses.create, methods=["POST"])
+    face.add_url_rule("/console/lighthouses/act", "act_on_lighthouse", lighthouses.act, methods=["POST"])
+    face.add_url_rule("/console/lighthouse", "lighthouse", lighthouses.detail, methods=["GET"])
     face.add_url_rule("/console/metrics", "metrics", metrics.index)
     face.add_url_rule("/console/metric", "metric", metrics.detail)
     face.add_url_rule("/console/services", "services", services.index)
@@ -121,6 +129,8 @@ def _teach(setup: BlueprintSetupState, clock: Clock, door: Door) -> None:
         OBJECTIVES=words.OBJECTIVES,
         public_pages=door.public_pages,
         ALERTS=words.ALERTS,
+        LIGHTHOUSES=words.LIGHTHOUSES,
+        CHECKS=words.CHECKS,
         FIELD=FIELD,
         form_token=own_form_token,
         guarded=door.guarded,

@@ -36,6 +36,19 @@ STATUSES = {
     "never": Word("–", "never heard", 4),
     "online": Word("✓", "online", 5),
 }
+LIGHTHOUSES = {
+    "offline": Word("✕", "offline", 0),
+    "paused": Word("–", "paused", 2),
+    "stopped": Word("–", "stopped", 3),
+    "never": Word("–", "never heard", 4),
+    "online": Word("✓", "online", 5),
+}
+CHECKS = {
+    "down": Word("✕", "down", 0),
+    "paused": Word("–", "paused", 3),
+    "nothing": Word("–", "nothing yet", 4),
+    "up": Word("✓", "up", 5),
+}
 PUBLIC = {  # what visitors of a status page read
     "unhealthy": Word("✕", "down", 0),
     "degraded": Word("!", "degraded", 1),
