@@ -257,14 +257,8 @@ def test_agents_without_a_key_are_named(hub: TestHub) -> None:
     ]
 
 
-@pytest.mark.parametrize("source_type", sorted(set(SOURCE_TYPES) - set(SOURCES)))
-def test_a_source_type_of_the_contract_is_taken_with_a_note(hub: TestHub, source_type: str) -> None:
-    text = f"{HEAD}metrics:\n- {{key: a, source_type: {source_type}, source_config: {{any: thing}}, {RULES}}}\n"
-    outcome = put(hub, text)
-    assert outcome.applied
-    (note,) = outcome.remarks
-    assert f"the source type {source_type} is not evaluated by agents of this version" in note.text
-    assert fetched(hub)[0][0]["source_config"] == {"any": "thing"}
+def test_every_source_type_of_the_contract_has_a_parser() -> None:
+    assert set(SOURCE_TYPES) <= set(SOURCES)
 
 
 def test_a_source_type_of_ours_is_held_against_its_parser_and_taken_with_a_note(hub: TestHub) -> None:

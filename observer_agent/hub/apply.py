@@ -69,8 +69,6 @@ def check(source_type: str, config: Mapping[str, Any]) -> str | None:
         probes.parse(source_type, config)
         older = f"the source type {source_type} is ours: agents of other makes, and older ones, do not know it"
         return None if source_type in SOURCE_TYPES else older
-    if source_type in SOURCE_TYPES:
-        return f"the source type {source_type} is not evaluated by agents of this version; its configuration is kept"
     known = [*dict.fromkeys((*SOURCE_TYPES, *probes.SOURCES)), document.NO_PROBE]
     near = difflib.get_close_matches(source_type, known, 1)
     hint = f"did you mean {near[0]}?" if near else f"write one of {', '.join(known)}"
