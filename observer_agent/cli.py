@@ -334,13 +334,15 @@ def _tell(report: Report, as_json: bool, err: bool = False) -> int:
 
 @main.command()
 @click.option("--seconds", type=click.IntRange(min=20), help="How long; without it until Ctrl-C.")
+@click.option("--dialect", type=click.Choice(["observer", "lighthouse"]), default="observer", show_default=True)
 @json_option
 @guarded
-def demo(seconds: int | None, as_json: bool) -> int:
+def demo(seconds: int | None, dialect: str, as_json: bool) -> int:
     """Shows the whole way: real targets, an agent and a hub of its own, with an outage in the middle."""
     from observer_agent.demo import Demo
+    from observer_agent.demo.lighthouse import LighthouseDemo
 
-    return Demo(seconds, as_json).run()
+    return (LighthouseDemo if dialect == "lighthouse" else Demo)(seconds, as_json).run()
 
 
 if __name__ == "__main__":

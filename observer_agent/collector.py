@@ -1,8 +1,8 @@
 """The collector of one source type: a heap of due jobs, worked off by a pool of threads.
 
-Every thread of the pool repeats `step`. One of them, the leader, sleeps until the next job is due, takes it and hands
-the lead to the next thread, so there is no scheduler thread and no hand-over. A job is taken off the heap while it
-runs: one run per definition at a time. Readings are judged here and, where they matter, put into the queue.
+Every thread of the pool repeats `step`. One of them, the leader, sleeps until the next job is due, takes it and passes
+the lead on (lead.py), so there is no scheduler thread and no hand-over. A job is taken off the heap while it runs: one
+run per definition at a time. Readings are judged here and, where they matter, put into the queue.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ import copy
 import heapq
 import itertools
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from observer_agent.clock import Clock, iso
+from observer_agent.clock import Clock
 from observer_agent.errors import QueueError
 from observer_agent.job import Job, Stuck
+from observer_agent.lead import Lead
 from observer_agent.logs import Throttle
 from observer_agent.model import Definition, Reading, Sample, Status, Transition, Verdict
-from observer_agent.verdict import judge
+from observer_agent.verdict import TOGETHER, judge
 from observer_agent.worker import Thread
 
 log = logging.getLogger(__name__)
@@ -77,8 +79,7 @@ class Collector:
         self._listener = listener or Listener()
         self._on_transition = on_transition
         self._lock = threading.Lock()
-        self._led = False  # a thread has the lead
-        self._waiting: list[threading.Lock] = []  # those that wait for it; the last to come is the first to get it
+        self._lead = Lead(self._lock, clock, self._due)
         self._alarm = clock.alarm()
         self._heap: list[tuple[float, int, Job]] = []
         self._jobs: dict[str, Job] = {}
@@ -120,6 +121,7 @@ class Collector:
             self._heap = [entry for entry in self._heap if not entry[2].cancelled]
             self._parked = deque(job for job in self._parked if not job.cancelled)
             heapq.heapify(self._heap)
+            self._lead.rouse()
         self._alarm.ring()
         return len(added), len(changed), len(gone)
 
@@ -132,6 +134,7 @@ class Collector:
                     job.push.due, job.unused = now, False
             self._heap = [(job.due, order, job) for _, order, job in self._heap]
             heapq.heapify(self._heap)
+            self._lead.rouse()
         self._alarm.ring()
 
     def give_up(self, thread: Thread, reading: Reading) -> None:
@@ -155,6 +158,8 @@ class Collector:
     def stop(self) -> None:
         """Ends the leader's sleep for good."""
         self._stopping = True
+        with self._lock:
+            self._lead.rouse(at_once=True)
         self._alarm.ring()
 
     def jobs(self) -> list[Job]:
@@ -187,43 +192,33 @@ class Collector:
         return 0.0
 
     def _take(self) -> tuple[Job | None, bool]:
-        """The next due job, and whether all threads are busy now.
-
-        The thread that came last leads first: it is warm, and a pool that has once grown costs no more for it.
-        """
-        with self._lock:
-            turn = threading.Lock() if self._led else None
-            if turn:
-                turn.acquire()
-                self._waiting.append(turn)
-            self._led = True
-        if turn:
-            turn.acquire()  # until it is handed the lead
+        """The next due job, and whether all threads are busy now."""
+        still, job = self._lead.take(), None
         try:
-            return self._next(), not self._waiting
+            if still >= STILL:
+                self._stand(self._clock.monotonic(), still, 0.0)
+            job = self._next()
+            return job, not self._lead.waiting
         finally:
             with self._lock:
-                if self._waiting:
-                    self._waiting.pop().release()
-                else:
-                    self._led = False
+                self._lead.pass_on(job is not None and job.quick)
 
     def _next(self) -> Job | None:
         """The leader's sleep; None when the collector stops."""
         while not self._stopping:
             with self._lock:
                 now = self._clock.monotonic()
-                wait = self._heap[0][0] - now if self._heap else LONGEST_SLEEP
-                if wait <= 0:
+                due = self._due()
+                if due <= now + TOGETHER:
                     job = heapq.heappop(self._heap)[2]
                     if job.slow and self._slow_runs >= SLOW_MAX:
-                        self._parked.append(job)
+                        self._park(job)
                         continue
                     job.running = True
                     job.holds = job.slow
                     self._slow_runs += job.holds
                     return job
-            self._rest(now, min(wait, LONGEST_SLEEP))
+            self._rest(now, min(due - now, LONGEST_SLEEP))
         return None
 
     def _rest(self, now: float, seconds: float) -> None:
@@ -231,9 +226,12 @@ class Collector:
         self._alarm.wait(seconds)
         after, slept = self._clock.monotonic(), self._clock.slept()
         still, asleep = after - now - seconds, slept - self._slept
-        if still < STILL and asleep < STILL:
-            return
-        self._slept = slept
+        if still >= STILL or asleep >= STILL:
+            self._slept = slept
+            self._stand(after, still, asleep)
+
+    def _stand(self, after: float, still: float, asleep: float) -> None:
+        """Nothing ran for a while: until `after` the process stood still, or the machine was asleep."""
         self._listener.stood(max(still, asleep))
         with self._lock:
             for _, _, job in self._heap:
@@ -243,16 +241,25 @@ class Collector:
             self._heap = [(job.due, order, job) for _, order, job in self._heap]
             heapq.heapify(self._heap)
 
+    def _park(self, job: Job) -> None:
+        """Puts a slow definition off; one that had its turn within reach keeps its place."""
+        first = self._parked and job.due < self._parked[0].due
+        (self._parked.appendleft if first else self._parked.append)(job)
+
     def _unpark(self, job: Job) -> None:
         """A run has ended: another slow definition may have its turn."""
         self._slow_runs -= job.holds
-        if self._parked:
+        if self._parked and self._slow_runs < SLOW_MAX:
             self._push(self._parked.popleft())
 
     def _push(self, job: Job) -> None:
         heapq.heappush(self._heap, (job.due, next(self._order), job))
         if self._heap[0][2] is job:
             self._alarm.ring()
+            self._lead.rouse()
+
+    def _due(self) -> float:
+        return self._heap[0][0] if self._heap else math.inf
 
     def _run(self, job: Job, me: Thread) -> None:
         now = self._clock.monotonic()
@@ -276,7 +283,7 @@ class Collector:
         if me not in self._runs:
             return  # given up while it hung
         now = self._clock.now()
-        job.read_at, job.stamp = self._clock.monotonic(), iso(now)
+        job.read_at, job.ended = self._clock.monotonic(), now
         before, job.reading = job.reading, reading
         status = job.verdict.status if job.verdict else None
         verdict = job.verdict = judge(reading, job.definition.thresholds, self.on_target_fault)

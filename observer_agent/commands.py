@@ -127,7 +127,7 @@ def probe_key(document_file: Path, key: str, file: Path | None) -> dict[str, Any
 def status(file: Path | None) -> dict[str, Any] | None:
     """The state of the running agent, from its local page; None when none answers. Raises UsageError."""
     settings = look_at(file)
-    conn = http.client.HTTPConnection(settings.debug_dashboard_host, settings.debug_dashboard_port, timeout=5.0)
+    conn = _page_of(settings)
     token = settings.debug_dashboard_token
     try:
         conn.request("GET", "/api/state", headers={"Authorization": f"Bearer {token}"} if token else {})
@@ -148,6 +148,14 @@ def status(file: Path | None) -> dict[str, Any] | None:
         where = f"{settings.debug_dashboard_host}:{settings.debug_dashboard_port}"
         raise UsageError(f"another program listens on {where}; set DEBUG_DASHBOARD_PORT as the agent has it")
     return state
+
+
+def _page_of(settings: Settings) -> http.client.HTTPConnection:
+    if settings.cloud_dialect == config.LIGHTHOUSE and not settings.enable_debug_dashboard:
+        from observer_agent.dashboard.private import PrivateConnection, path_of
+
+        return PrivateConnection(path_of(settings.buffer_path), 5.0)
+    return http.client.HTTPConnection(settings.debug_dashboard_host, settings.debug_dashboard_port, timeout=5.0)
 
 
 def _refuse_silence(settings: Settings) -> None:

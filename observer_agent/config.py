@@ -22,7 +22,7 @@ from observer_agent.logs import Redactor
 from observer_agent.variables import CUSTOM_DIR, FOLDER, LOOPBACK, VARIABLES, Variable
 
 __all__ = [
-    "CUSTOM_DIR", "EXIT_CONFIG", "FOLDER", "LOOPBACK", "VARIABLES", "Settings", "Variable",
+    "CUSTOM_DIR", "EXIT_CONFIG", "FOLDER", "LIGHTHOUSE", "LOOPBACK", "VARIABLES", "Settings", "Variable",
     "environment", "load", "masked", "origin", "read_env_file", "read_key", "renewed", "usual_file",
 ]  # fmt: skip
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from observer_agent.clock import iso
 from observer_agent.model import Definition, Past, Reading, Status, Verdict
 from observer_agent.verdict import Grid, first_delay
 from observer_agent.worker import Thread
 
+QUICK_MS = 2.0  # a look that took less is likely to do so again
 PAST = 5  # readings that are remembered
 LATE_SHARE, LATE_MOST = 0.1, 1.0  # of the interval, and in seconds: a run that begins later than this is late
 
@@ -57,7 +59,7 @@ class Job:
         self.reading: Reading | None = None
         self.past: tuple[Past, ...] = ()  # the last readings in short, `reading` among them
         self.read_at = 0.0
-        self.stamp = ""
+        self.ended: float | None = None  # when the last reading was taken, seconds since 1970
         self.in_time = True  # the last run began early in its slot
         self._serves = False  # the run in progress serves a slot
         self.unused = False  # the last reading has not become a row yet
@@ -72,6 +74,16 @@ class Job:
     def due(self) -> float:
         """The moment of the next run, on the monotonic clock."""
         return min(self.poll.due, self.push.due)
+
+    @property
+    def stamp(self) -> str:
+        """When the last reading was taken, as the wire has it; empty where there was none."""
+        return iso(self.ended) if self.ended is not None else ""
+
+    @property
+    def quick(self) -> bool:
+        """Whether the next look is likely to be over at once."""
+        return self.reading is not None and self.reading.duration_ms < QUICK_MS
 
     def reusable(self, now: float) -> bool:
         """Whether a forced push alone is due and may use the last reading: young, and not a row already."""

@@ -63,15 +63,16 @@ class Lookout:
 
     def look(self, definition: Definition) -> Reading:
         """One look, and a second one where the first may have been the agent's own trouble."""
-        seen = self._take(definition)
-        if definition.problem or _is_ours(seen.reading):
-            return seen.reading
-        status = judge(seen.reading, definition.thresholds).status
-        if status is Status.HEALTHY and not seen.reading.silent:
-            return self._good(definition, seen.reading)
+        begin = self._clock.monotonic()
+        reading = self._look(definition)
+        if definition.problem or _is_ours(reading):
+            return reading
+        status = judge(reading, definition.thresholds).status
+        if status is Status.HEALTHY and not reading.silent:
+            return self._good(definition, reading)
         if self._bad.get(definition.id) is status:
-            return seen.reading
-        return self._doubt(definition, seen)
+            return reading
+        return self._doubt(definition, Seen(reading, begin, self._clock.monotonic()))
 
     def forget(self, ids: Iterable[str]) -> None:
         """These are all the definitions there are."""

@@ -87,7 +87,7 @@ class Policy:
 
     def __init__(self, rules: Rules | None = None) -> None:
         self.rules = rules or Rules()
-        self._seen: dict[tuple[bytes, int | None], str] = {}
+        self._seen: dict[tuple[Address, int | None], str] = {}
         self._buckets: OrderedDict[tuple[bytes, int | None], tuple[float, float]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -105,13 +105,13 @@ class Policy:
 
     def of_address(self, address: Address, port: int | None) -> str | None:
         """The complaint about an address and a port; `port` is None where there is none."""
-        packed = socket.inet_pton(address.family, address.host.partition("%")[0])
-        known = self._seen.get((packed, port))
+        known = self._seen.get((address, port))
         if known is None:
+            packed = socket.inet_pton(address.family, address.host.partition("%")[0])
             known = self._judged(packed, port) or ""
             if len(self._seen) >= KEPT:
                 self._seen.clear()
-            self._seen[packed, port] = known
+            self._seen[address, port] = known
         return known or None
 
     def of_type(self, source_type: str) -> str | None:

@@ -1,7 +1,7 @@
 """The collectors of all source types, and the threads of each: `probe-<type>-N`.
 
-A collector's pool grows by one thread when all of it are busy, up to its own bound and that of all pools together. A
-thread that hangs in a probe is replaced, and its definition goes on without a look until the old thread has ended.
+A collector's pool grows by one thread when all of it are busy, up to its own bound and that of all pools together; one
+thread is kept for each source type that has none yet. A thread that hangs in a probe is replaced, and its definition goes on without a look until the old thread has ended.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable
 from observer_agent.clock import Clock
 from observer_agent.collector import POOL_MAX, Collector
 from observer_agent.model import Definition, Fault, Reading
-from observer_agent.probes import Reason
+from observer_agent.probes import SOURCES, Reason
 from observer_agent.worker import Care, Step, Supervisor, Thread, Worker
 
-THREADS_MAX = 96  # of all source types together; with all its other threads the agent stays below 200
+THREADS_MAX = 96  # of all source types together; tests/test_threads.py adds up all threads of the agent
 LONGEST_TURN = 75.0  # the longest timeout of a definition is 60 s
 BROKEN = "broken"  # the collector of definitions that cannot run
+KINDS = len(SOURCES) + 1
 
 _GIVEN_UP = {"error": "the probe hangs and was given up"}
 
@@ -27,7 +28,7 @@ Make = Callable[[Callable[[], bool]], Collector]
 class Pools:
     """See the module. `make` is handed what asks for one more thread, and returns a collector.
 
-    `threads` bounds all pools together; each has one in any case.
+    `threads`, at most THREADS_MAX, bounds all pools together; each has one in any case.
     """
 
     def __init__(
@@ -89,13 +90,17 @@ class Pools:
         """One more thread for a pool, up to the bounds; the first one always."""
         with self._lock:
             pool = self._workers[name]
-            full = len(pool) >= POOL_MAX or sum(map(len, self._workers.values())) >= self._threads
-            if self._stopping or (pool and full):
+            if self._stopping or (pool and self._is_full(pool)):
                 return False
             worker = self._worker(f"probe-{name}-{len(pool)}", self._collectors[name])
             pool.append(worker)
         self._supervisor.add(worker)
         return True
+
+    def _is_full(self, pool: list[Worker]) -> bool:
+        """Whether it may not grow: what the pools to come need stays free."""
+        there, to_come = sum(map(len, self._workers.values())), KINDS - len(self._workers)
+        return len(pool) >= POOL_MAX or there >= self._threads or there + to_come >= THREADS_MAX
 
     def _worker(self, name: str, collector: Collector) -> Worker:
         def step() -> float:

@@ -55,7 +55,7 @@ class Relay:
         self._rates = Rates(clock)
         self._door: Door | None = None
         self._door_again = 0.0
-        self._problem = ""
+        self._shut = self._unheard = ""  # why the door is closed, why nobody takes pings
         self._lock = threading.Lock()
         self._warn = Throttle(clock, WARN)
         self._limit = BATCH
@@ -104,7 +104,7 @@ class Relay:
         metrics = self._metrics
         return {
             "listens_on": self.at,
-            "problem": self._problem or None,
+            "problem": self._shut or self._unheard or None,
             "waiting": self._queue.depth,
             "taken": sum(totals(metrics.relay_queued).values()),
             "delivered": sum(totals(metrics.relay_accepted).values()),
@@ -134,13 +134,15 @@ class Relay:
             door = Door(self._place, self.take, self.turned_away, self._clock)
         except OSError as error:
             self._door_again = now + OPEN_AGAIN
-            at = shown_place(*self._place)
-            self._problem = f"it cannot listen on {at} ({error.strerror})"
+            host, port = self._place
+            self._shut = f"it cannot listen on {shown_place(host, port)} ({error.strerror})"
             if self._ready("door"):
-                log.warning("The heartbeat relay cannot listen on %s (%s); it tries again", at, error.strerror)
+                log.warning(
+                    "The heartbeat relay cannot listen on %s:%d (%s); it tries again", host, port, error.strerror
+                )
             return
         door.start()
-        self._door, self._problem = door, ""
+        self._door, self._shut = door, ""
         log.info("The heartbeat relay listens on %s; %d pings wait", door.at, self._queue.depth)
         if self._place[0] not in LOOPBACK:
             log.warning("The heartbeat relay listens beyond this machine: tokens of jobs can be read on the way")
@@ -210,7 +212,7 @@ class Relay:
         asked = answer.retry_after or (UNKNOWN if answer.status in (404, 405) else 0.0)
         wait = asked or backoff.later(self._attempt, now - self._since, self._random())
         self._until, self._deaf = now + wait, asked > 0
-        self._problem = f"the cloud does not take pings (status {answer.status}: {answer.text})"
+        self._unheard = f"the cloud does not take pings (status {answer.status}: {answer.text})"
         if self._ready(f"later {answer.status}"):
             log.warning(
                 "The cloud did not take pings (status %d: %r); %d wait, next try in %.1f s",
@@ -220,7 +222,7 @@ class Relay:
 
     def _recovered(self) -> None:
         if self._attempt:
-            self._problem = ""
+            self._unheard = ""
             log.info("The cloud takes pings again; %d wait", self._queue.depth)
         self._attempt, self._until, self._deaf = 0, 0.0, False
 

@@ -1,6 +1,6 @@
 """Names to addresses within a deadline, though `getaddrinfo` cannot be cancelled.
 
-IP literals are answered inline. A name is looked up by one of at most 40 daemon threads, made when they are needed;
+IP literals are answered inline. A name is looked up by one of at most 36 daemon threads, made when they are needed;
 everybody who asks for the same name meanwhile shares that lookup. A quarter of them is kept for names whose last
 lookup succeeded, so that hanging names cannot starve the good ones. When no thread is to be had the answer is
 `dns_overloaded`, at once.
@@ -18,7 +18,7 @@ from typing import NamedTuple
 from observer_agent.clock import Alarm, Clock
 from observer_agent.worker import spawn
 
-THREADS = 40
+THREADS = 36
 GOOD_NAMES = 4096
 FOUND_NAMES = 64
 
@@ -56,6 +56,7 @@ class Resolver:
         self._clock = clock
         self._lookup = lookup or system_lookup
         self._threads, self._reserved = threads, threads // 4
+        self._literals: dict[str, tuple[Address, ...]] = {}
         self._lock = threading.Lock()
         self._running: dict[str, _Lookup] = {}
         self._good: OrderedDict[str, None] = OrderedDict()
@@ -66,9 +67,9 @@ class Resolver:
 
         `deadline` is a moment of the monotonic clock. Raises ResolveError.
         """
-        literal = parse_literal(name)
+        literal = self._literals.get(name) or self._literal(name)
         if literal:
-            return (literal,)
+            return literal
         alarm = self._clock.alarm()
         lookup = self._join(name, alarm)
         while lookup.outcome is None:
@@ -88,6 +89,17 @@ class Resolver:
         """
         with self._lock:
             return [name for name, when in reversed(self._found.items()) if when >= moment]
+
+    def _literal(self, name: str) -> tuple[Address, ...]:
+        """An IP literal as an address, kept: the same ones are asked for again and again. Zones may change."""
+        literal = parse_literal(name)
+        if literal is None:
+            return ()
+        if "%" not in name:
+            if len(self._literals) >= GOOD_NAMES:
+                self._literals.clear()
+            self._literals[name] = (literal,)
+        return (literal,)
 
     def _join(self, name: str, alarm: Alarm) -> _Lookup:
         with self._lock:

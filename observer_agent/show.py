@@ -69,6 +69,7 @@ def status(state: Mapping[str, Any], *, verbose: bool = False, everything: bool 
         facts["definitions"] = cloud["definitions_problem"]
     if queue["kept_in_memory"]:
         facts["in memory"] = f"{queue['kept_in_memory']:,} verdicts, because the queue file takes none"
+    facts |= _receivers(state)
     workers = [_worker(each) for each in state["workers"]]
     facts["workers"] = "; ".join(filter(None, workers)) or f"all {len(workers)} well"
     return "\n".join(
@@ -85,6 +86,29 @@ def span(seconds: float) -> str:
             more = int(seconds % size // part)
             return f"{int(seconds // size)} {unit}" + (f" {more} {below}" if more else "")
     return f"{int(seconds)} s"
+
+
+def _receivers(state: Mapping[str, Any]) -> dict[str, str]:
+    """What comes in beside the readings; nothing of what is not in use."""
+    otlp, relay, custom = (state.get(name) for name in ("otlp", "relay", "custom_probes"))
+    lines = {}
+    if otlp:
+        text = f"{otlp['points']:,} points for {otlp['definitions']} definitions, {otlp['requests']:,} requests"
+        lines["otlp"] = _receiver(otlp, f"{text}, {otlp['requests_refused']:,} refused")
+    if relay:
+        text = f"{relay['delivered']:,} of {relay['taken']:,} pings delivered, {relay['waiting']:,} wait"
+        lost = f", lost: {plain(relay['lost'])}" if relay["lost"] else ""
+        refused = f", turned away: {plain(relay['refused'])}" if relay["refused"] else ""
+        lines["relay"] = _receiver(relay, text + lost + refused)
+    if custom and custom["refused"]:
+        refused = "; ".join(f"{each['origin']}: {each['problem']}" for each in custom["refused"])
+        lines["custom probes"] = f"{len(custom['names'])} loaded; REFUSED: {refused}"
+    return lines
+
+
+def _receiver(each: Mapping[str, Any], text: str) -> str:
+    where = f"on {each['listens_on']}: {text}" if each["listens_on"] else "does NOT listen"
+    return f"{where}; {each['problem']}" if each["problem"] else where
 
 
 def _worker(each: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from observer_agent import __version__
 from observer_agent.clock import iso
 from observer_agent.config import VARIABLES, Settings, masked, origin
 from observer_agent.job import Job
+from observer_agent.relay import Relay
 from observer_agent.whole import Whole
 
 OLDEST_MAX = 300.0  # seconds for which a sample may wait while everything is well
@@ -31,7 +32,8 @@ SHOWN = (
 
 
 def state(agent: Whole, history: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """`{summary, counts, process, cloud, queue, workers, definitions, losses, history, log, configuration}`.
+    """`{summary, counts, process, cloud, queue, otlp, relay, custom_probes, workers, definitions, losses, history,
+    log, configuration}`.
 
     Seconds, bytes, ISO timestamps. docs/dashboard.md names every field.
     """
@@ -44,6 +46,7 @@ def state(agent: Whole, history: Mapping[str, Any] | None = None) -> dict[str, A
         "process": _process(agent),
         "cloud": cloud,
         "queue": _queue(agent),
+        **_receivers(agent),
         "workers": [_worker(agent, name) for name in sorted(agent.supervisor.workers)],
         "definitions": definitions,
         "losses": agent.queue.lost(),
@@ -206,6 +209,20 @@ def _queue(agent: Whole) -> dict[str, Any]:
         "lost": queue.lost(),
         "kept_in_memory": agent.keeper.waiting()[0],
     }
+
+
+def _receivers(agent: Whole) -> dict[str, Any]:
+    """What else comes in on this machine: points, pings, the operator's own probes; null for what is not in use."""
+    redact, looking = agent.logs.redact, agent.looking
+    relay: Relay | None = getattr(agent, "_relay", None)  # the other dialect's agent has none
+    found = {"otlp": looking.otlp.state(), "relay": relay.state() if relay else None}
+    for each in found.values():
+        if each and each["problem"]:
+            each["problem"] = redact(each["problem"])[:TEXT_MAX]
+    custom = looking.custom
+    refused = [{"origin": redact(origin), "problem": redact(text)[:TEXT_MAX]} for origin, text in custom.complaints]
+    names = [redact(each["name"]) for each in custom.descriptors()]
+    return {**found, "custom_probes": {"names": names, "refused": refused}}
 
 
 def _worker(agent: Whole, name: str) -> dict[str, Any]:

@@ -27,7 +27,8 @@ class _Kind:
     def __init__(self, metrics: SelfMetrics, kind: str) -> None:
         self.ran = metrics.probes.labels(kind).inc
         self.late = metrics.probes_late.labels(kind).inc
-        self.lateness = metrics.probe_lateness.labels(kind).set
+        self.lateness = 0.0
+        metrics.probe_lateness.labels(kind).set_function(lambda: self.lateness)
         self.skipped = metrics.probes_skipped.labels(kind).inc
 
 
@@ -51,7 +52,7 @@ class Tally(Listener):
         kind = self._kind(name)
         self.active.add(name)
         kind.ran()
-        kind.lateness(late)
+        kind.lateness = late
         if not in_time:
             kind.late()
         if reading.reason:

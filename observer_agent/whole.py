@@ -240,6 +240,7 @@ class Whole:
     def _start_sender(self) -> None:
         sending = self._work("send", self.sender.step, Care(LONGEST_CALL, self._renew_sender), breath=GATHER)
         self.sender.wake = self.queue.on_put = sending.wake
+        sending.wake()  # for what was put meanwhile
 
     def _start_upkeep(self) -> None:
         """The workers that keep what others bring."""
@@ -254,6 +255,7 @@ class Whole:
         if self._stopping:
             return
         self._stopping = True
+        log.info("observer-agent stops (%s)", self.stop_reason or "its work is done")
         deadline = self.clock.monotonic() + STOP_BUDGET
         self.logs.listen(None)
         attempt("Stopping the collectors", lambda: self._stop_collectors(deadline - 6.5))

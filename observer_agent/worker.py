@@ -25,7 +25,7 @@ Thread = threading.Thread  # the word, for those who are told of one
 LONGEST_PAUSE = 30.0
 LONGEST_TURN = 120.0
 IN_VAIN = 2  # replacements in a row, with no turn ended between them, after which a worker is left to the watchdog
-GIVEN_UP_MAX = 16  # hung threads that may be left behind
+GIVEN_UP_MAX = 8  # hung threads that may be left behind
 
 
 def spawn(name: str, target: Callable[[], object]) -> Thread:

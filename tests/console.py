@@ -6,6 +6,7 @@ import json
 import threading
 from collections import deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
 
 SUCCESS = {"register": 200, "heartbeat": 200, "events": 202, "discoveries": 200, "shutdown": 204, "host-metrics": 204}
 
@@ -14,7 +15,8 @@ class Console(ThreadingHTTPServer):
     """Hands out `checks`, keeps what arrives.
 
     `script[endpoint]` holds answers that are given out first, one a request: (status, body, headers), or a status.
-    `always[endpoint]` is an answer that is given every time. `tokens` are those that are known, all when it is None.
+    `always[endpoint]` is an answer that is given every time, or a function of the request's body that makes one.
+    `tokens` are those that are known, all when it is None; those in `gone` are answered 410.
     """
 
     daemon_threads = True
@@ -32,8 +34,10 @@ class Console(ThreadingHTTPServer):
             "heartbeat_interval_seconds": 5,
         }
         self.tokens: set[str] | None = None
+        self.gone: set[str] = set()
         self.script: dict[str, deque] = {}
         self.always: dict = {}
+        self.gates: dict[str, threading.Event] = {}  # a request waits until its endpoint's is set
         self.requests: list[tuple[str, dict, dict]] = []  # endpoint, headers, body
         self.changed = threading.Condition()
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -66,7 +70,7 @@ class Console(ThreadingHTTPServer):
 
     def answer(self, endpoint: str, headers: dict, body: dict) -> tuple[int, object, dict]:
         with self.changed:
-            made = self._answer(endpoint, headers)
+            made = self._answer(endpoint, headers, body)
             status = made[0]
             self.requests.append(
                 (endpoint if status == SUCCESS.get(endpoint) else f"{endpoint}:{status}", headers, body)
@@ -74,11 +78,16 @@ class Console(ThreadingHTTPServer):
             self.changed.notify_all()
         return made
 
-    def _answer(self, endpoint: str, headers: dict) -> tuple[int, object, dict]:
-        if self.tokens is not None and headers.get("Authorization", "").removeprefix("Bearer ") not in self.tokens:
+    def _answer(self, endpoint: str, headers: dict, body: dict) -> tuple[int, object, dict]:
+        token = headers.get("Authorization", "").removeprefix("Bearer ")
+        if token in self.gone:
+            return 410, {"error": "gone"}, {}
+        if self.tokens is not None and token not in self.tokens:
             return 401, {"error": "unauthorized"}, {}
         scripted = self.script.get(endpoint)
         found = scripted.popleft() if scripted else self.always.get(endpoint)
+        if callable(found):
+            found = found(body)
         if isinstance(found, int):
             return found, {"error": f"scripted {found}"}, {}
         if found:
@@ -111,7 +120,9 @@ class _Handler(BaseHTTPRequestHandler):
             body = json.loads(raw) if raw else {}
         except ValueError:
             body = {"raw": raw}
-        endpoint = self.path.removeprefix("/api/lighthouse/v1/")
+        endpoint = urlsplit(self.path).path.removeprefix("/api/lighthouse/v1/")
+        if gate := self.server.gates.get(endpoint):
+            gate.wait(60)
         status, said, headers = self.server.answer(endpoint, dict(self.headers), body)
         content = b"" if said is None or status == 204 else json.dumps(said).encode()
         self.send_response(status)

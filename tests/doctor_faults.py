@@ -635,6 +635,15 @@ told("a worker that died", "agent.dead_worker", workers=[{"name": "beat", "alive
 told("a worker that hangs", "agent.hung_worker", workers=[{"name": "send", "alive": True, "hung": True}])
 told("an agent that does not deliver", "agent.not_delivering", cloud=REFUSED)
 told("an agent that was silenced", "agent.silent", cloud={"last_heartbeat_at": "2026-01-01T00:00:00.000Z"})
+told(
+    "an OTLP receiver that cannot listen", "agent.otlp", otlp={"listens_on": None, "problem": "Address already in use"}
+)
+told("a relay that cannot listen", "agent.relay", relay={"listens_on": None, "problem": "it cannot listen on here"})
+told(
+    "a custom probe that is refused", "agent.custom_probe", custom_probes={"refused": [{"origin": "a", "problem": "b"}]}
+)
+UNHEARD = {"listens_on": "127.0.0.1:10102", "waiting": 3, "problem": "the cloud does not take pings (status 404: no)"}
+told("pings that the cloud does not take", "agent.relay_waits", 1, relay=UNHEARD)
 told("a key that another process uses", "duplicate.fenced", cloud={**REFUSED, "fenced_by": "2030-01-01T00:00:00.000Z"})
 
 

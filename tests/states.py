@@ -45,6 +45,9 @@ def state(definitions, **changes):
         "workers": [worker, *({**worker, "name": f"probe-tcp-{n}"} for n in range(3))],
         "definitions": definitions,
         "losses": {"cap": 3},
+        "otlp": None,
+        "relay": None,
+        "custom_probes": {"names": [], "refused": []},
         "history": {
             "interval_seconds": 10.0,
             "until": "",

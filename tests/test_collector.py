@@ -11,6 +11,7 @@ import pytest
 from observer_agent.clock import Clock, iso
 from observer_agent.collector import Collector, Listener
 from observer_agent.errors import QueueError
+from observer_agent.lead import GRACE, Lead
 from observer_agent.model import Definition, Fault, Operation, Reading, Status, Thresholds
 from observer_agent.verdict import first_delay
 from tests.fakes import FakeClock
@@ -265,6 +266,61 @@ def test_w3_a_slow_target_holds_up_one_thread_and_never_runs_twice_at_once():
     assert set(most) == {1}
 
 
+@pytest.mark.slow
+def test_a_look_that_blocks_though_it_was_quick_before_keeps_no_other_waiting():
+    clock, release, blocked, behind = Clock(), threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def look(definition):
+        if definition.id == "a" and collector.jobs()[0].slots.ran > 3:
+            blocked.set()
+            release.wait(20)
+        elif blocked.is_set():
+            behind.release()
+        return Reading(1.0)
+
+    collector = Collector(look, lambda samples: 0, clock)
+    collector.apply([definition("a", 0.05), definition("b", 0.05)])
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            collector.step()
+
+    with ThreadPoolExecutor(2) as pool:
+        done = [pool.submit(work) for _ in range(2)]
+        times = sum(behind.acquire(timeout=10) for _ in range(5))
+        stop.set()
+        release.set()
+        collector.stop()
+    assert times == 5
+    assert [each.result() for each in done] == [None, None]
+
+
+def test_the_lead_lies_free_during_a_quick_job_and_the_deputy_takes_it_up():
+    clock, now = Clock(), Clock().monotonic()
+    due = [now + 3600]
+    lock = threading.Lock()
+    lead = Lead(lock, clock, lambda: due[0])
+    lead.take()
+    with ThreadPoolExecutor(1) as pool:
+        deputy = pool.submit(lead.take)
+        while not lead.waiting:
+            pass
+        due[0] = clock.monotonic() + 0.2
+        with lock:
+            lead.pass_on(quick=True)
+            assert lead.held, "the deputy would sleep too long: it was woken"
+        assert deputy.result(20) == 0.0
+        deputy = pool.submit(lead.take)
+        while not lead.waiting:
+            pass
+        with lock:
+            lead.pass_on(quick=True)
+            assert not lead.held
+        assert 0.0 <= deputy.result(20) < 1.0
+    assert lead.held and clock.monotonic() >= due[0] + GRACE
+
+
 def test_the_thread_that_came_last_leads_next():
     clock, by = FakeClock(), {}
 
@@ -275,7 +331,7 @@ def test_the_thread_that_came_last_leads_next():
     def come(name, waiting):
         thread = threading.Thread(target=collector.step, name=name)
         thread.start()
-        while not (collector._led and len(collector._waiting) == waiting):
+        while not (collector._lead.held and len(collector._lead.waiting) == waiting):
             pass
         return thread
 

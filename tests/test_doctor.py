@@ -20,7 +20,7 @@ from observer_agent.demo.stage import clean_env
 from observer_agent.doctor import FINDINGS
 from observer_agent.doctor._together import Together
 from tests.doctor_bench import Bench, fill, json_answer, row, tunnel
-from tests.doctor_faults import AUTHORITY, FAULTS, tls
+from tests.doctor_faults import AUTHORITY, FAULTS, state, tls
 from tests.servers import answer, scripted, tarpit
 
 ROOT = Path(__file__).parent.parent
@@ -105,6 +105,27 @@ def test_the_caller_s_proxy_is_not_the_service_s(bench):
     assert bench.examine().findings[0].id == "proxy.unreachable"
     bench.unit = {"UnitFileState": "enabled"}
     in_order(bench)
+
+
+OTLP = row({"metric_name": "jobs"}, "otlp", id="o1")
+CUSTOM = row({"probe_name": "answer"}, "custom", id="c1")
+
+
+def seen(row_, **reading):
+    """What the local page tells of a definition."""
+    made = {"id": row_["id"], "source_type": row_["source_type"], "last_run_at": "2030-01-01T00:00:00.000Z"}
+    return made | {"value": 1.0, "reason": None, "fault": None, "detail": {}} | reading
+
+
+def test_what_only_the_agent_can_look_at_is_taken_from_it(bench):
+    bench.answers(json_answer([OTLP, CUSTOM]))
+    assert in_order(bench)["sources"].fact == "there is no usable definition"
+    state(bench, definitions=[seen(OTLP), seen(CUSTOM)])
+    assert in_order(bench)["sources"].fact == "custom, otlp"
+    failed = {"value": None, "reason": "custom_probe_error", "fault": "target", "detail": {"error": "it raised X"}}
+    state(bench, definitions=[seen(OTLP), seen(CUSTOM, **failed)])
+    (finding,) = bench.examine().findings
+    assert finding.id == "sources.target" and "it raised X" in finding.cause
 
 
 def test_a_document_of_definitions(bench):

@@ -251,10 +251,10 @@ def test_by_keyboard(browser: Any, hub: TestHub, url: str) -> None:
     scene(hub)
     browser.get(f"{url}/console/metrics")
     order = []
-    for _ in range(15):
+    for _ in range(16):
         press(browser, "TAB")
         order.append(run(browser, "(e => e.id || e.className || e.textContent)(document.activeElement)"))
-    pages = ["Overview", "Agents", "Metrics", "Services", "Events", "Webhooks", "Keys", "Audit log"]
+    pages = ["Overview", "Agents", "Lighthouses", "Metrics", "Services", "Events", "Webhooks", "Keys", "Audit log"]
     assert order == ["skip", "brand", *pages, "theme", "text", "status", "agent", "Disk of the backup host"]
     assert run(browser, "getComputedStyle(document.activeElement).outlineStyle") == "solid"
     browser.get(f"{url}/console/metrics")

@@ -10,20 +10,24 @@ import socket
 import subprocess
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from observer_agent.clock import Clock
+from observer_agent.clouds import DIALECTS
 from observer_agent.clouds._lighthouse_wire import Discovered
 from observer_agent.lighthouse import fanout, kube
 from observer_agent.lighthouse.discovery import Discovery, discovery, scopes
 from observer_agent.lighthouse.feed import Pace
 from observer_agent.lighthouse.kube import Kube, KubeError, in_cluster
+from observer_agent.logs import Redactor
 from observer_agent.resolver import Resolver
 from tests import kubeapi
+from tests.lighthouse_golden import GOLDEN, answer_body, split
+from tests.servers import Server, answer, scripted
 
 QUICK = Pace(patience=0.4, hasty=0.1, refused=0.3, retry=0.1, quiet=0.1, resend=0.1)
 INGRESS, SERVICE, HTTPROUTE = fanout.KINDS
@@ -319,6 +323,23 @@ def test_what_two_objects_offer_alike_is_sent_in_order_and_without_twins(stage):
     ]  # fmt: skip
 
 
+def test_what_the_console_is_told_is_the_golden_message(stage):
+    golden = GOLDEN["discoveries"]
+    stage.api.put("services", kubeapi.service("prod", "postgres", ("pg", 5432, "TCP")))
+    stage.api.put("ingresses", kubeapi.ingress("default", "web", "app.example.com", tls=("app.example.com",)))
+    stage.api.put("httproutes", kubeapi.httproute("default", "api", "api.example.com", "/v1"))
+    with Server(scripted(answer(answer_body(golden), 200))) as server:
+        cloud = connected(server.url, stage.clock)
+        stage.console.send = lambda items: cloud.discoveries(items).ok
+        stage.discover()
+        stage.until(lambda: stage.discovery.state()["items"] == 3)
+        cloud.leave()
+    _, headers, body = split(server.requests[0])
+    assert json.loads(body) == golden["request"]["body"]
+    assert headers["Authorization"] == f"Bearer {Settings.token}"
+    assert len(server.requests) == 1
+
+
 # RBAC
 
 
@@ -484,7 +505,7 @@ def test_w24_a_replaced_token_is_read_again(stage, caplog):
 
 def test_each_token_is_told_to_whoever_hides_secrets(stage):
     seen = []
-    account = replace(in_cluster(stage.api.env, stage.api.folder), tell=seen.append)
+    account = in_cluster(stage.api.env, stage.api.folder, seen.append)
     list(Kube(account, clock=stage.clock, resolver=Resolver(stage.clock)).pages("/api/v1/services", 10.0))
     assert seen == ["token-one"]
 
@@ -653,6 +674,23 @@ def test_kubectl_understands_the_api_server_of_these_tests(api, tmp_path):
     api.rules.denied.add(("*", "services", "*"))
     refused = ask("get", "services", "-n", "prod").stderr
     assert "Error from server (Forbidden)" in refused and 'in the namespace "prod"' in refused
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the dialect is made of."""
+
+    url: str
+    token: str = "lh_goldenTokenGoldenTokenGoldenTokenGolden01"
+    wire: str = "current"
+    instance_id: str = "3d9c5b3a-6f1e-4a53-9a80-5d5f6c7b8a90"
+    verify: bool = True
+
+
+def connected(url, clock):
+    """A connection of the real dialect."""
+    begun = "2026-05-09T15:58:00.000Z"
+    return DIALECTS["lighthouse"](Settings(url), begun, "1.10.0", clock=clock, redact=Redactor()).connect()
 
 
 def fill(api, namespace):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -14,10 +15,13 @@ from observer_agent.lighthouse import checks
 from observer_agent.lighthouse.opinion import Opinion, opinion
 from observer_agent.lighthouse.plain import plain
 from observer_agent.logs import Redactor
+from observer_agent.lookout import Lookout
 from observer_agent.model import Definition, Fault, Problem, Reading
 from observer_agent.policy import Policy
-from observer_agent.probes import Reason
+from observer_agent.probes import Prober, Reason
+from observer_agent.pulse import Pulse
 from observer_agent.resolver import ResolveError, parse_literal
+from observer_agent.witness import Witnesses
 from tests import servers
 from tests.servers import Authority, Server, answer, make_prober, make_tools, redirect, refused_port, scripted
 from tests.udp import UdpServer, answering, silence
@@ -233,6 +237,26 @@ def test_w20_silent_udp_is_up_without_a_latency():
     with UdpServer(silence) as server:
         found = look("udp", server.at, timeout_seconds=1)
     assert found == Opinion(UP)
+
+
+@pytest.mark.slow
+def test_silent_udp_is_doubted_once_and_then_known():
+    """Silence may be this machine's own: the lookout asks and looks again, the first time alone."""
+    tools = make_tools()
+    prober, clock = Prober(tools), tools.clock
+    witnesses = Witnesses(clock, tools.resolver, lambda: None)
+    pulse, stop = Pulse(clock), threading.Event()
+    lookout = Lookout(lambda each: prober.look(each.source_type, each.config), witnesses, pulse, clock)
+    with UdpServer(silence) as server, Server(servers.tarpit) as witness, ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: all(not stop.wait(pulse.step()) for _ in range(10_000)))
+        witnesses.note(f"127.0.0.1:{witness.port}")
+        definition = checks.definition(CheckDef(id="c1", type="udp", url=server.at, timeout_seconds=1))
+        try:
+            for sent in (2, 3):
+                assert opinion(definition, lookout.look(definition)) == Opinion(UP)
+                assert len(server.questions) == sent
+        finally:
+            stop.set()
 
 
 def test_udp_that_is_refused():

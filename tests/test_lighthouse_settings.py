@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import stat
 import uuid
@@ -211,5 +212,5 @@ def test_w8_a_stored_file_that_is_damaged_is_only_not_believed(tmp_path, text):
 
 @pytest.mark.parametrize("row", [None, [], ["up"], ["left", "down", 1], ["up", "down", True], [["up"], None, 0]])
 def test_w21_a_state_that_cannot_be_understood_is_not_believed(tmp_path, row):
-    (tmp_path / "q.db.states").write_text(__import__("json").dumps({"checks": {"a": row}}))
+    (tmp_path / "q.db.states").write_text(json.dumps({"checks": {"a": row}}))
     assert Store(tmp_path / "q.db").load_states()["a"].committed is None

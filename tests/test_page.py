@@ -252,6 +252,23 @@ def test_what_a_broken_definition_and_a_failed_reading_show(browser, stage):
     assert "not yet" in found[2] and "never" in found[2]
 
 
+def test_what_comes_in_beside_the_readings(browser, stage):
+    otlp = {"listens_on": None, "problem": "Address already in use", "points": 0, "streams": 0}
+    relay = {"listens_on": "127.0.0.1:10102", "problem": None, "waiting": 1234, "delivered": 5, "lost": {"full": 2}}
+    custom = {"names": ["one", "two"], "refused": [{"origin": "/x.py", "problem": "<b>loading</b> it raised X"}]}
+    stage.state = state([definition(1)])
+    opened(browser, stage.url, 1)
+    assert "OTLP" not in text(browser, "#process")
+    stage.state = state([definition(1)], otlp=otlp, relay=relay, custom_probes=custom)
+    until(lambda: "OTLP" in text(browser, "#process"))
+    shown = text(browser, "#process")
+    assert "does not listen, 0 points, 0 streams, Address already in use" in shown
+    assert "on 127.0.0.1:10102, 1,234 waiting, 5 delivered" in shown and "full 2" in shown
+    assert "2: one, two" in shown and "/x.py: <b>loading</b> it raised X" in shown
+    bad = run(browser, "[...document.querySelectorAll('#process .bad')].map(node => node.textContent)")
+    assert [each.split(" ")[0] for each in bad] == ["does", "full", "/x.py:"]
+
+
 # -- using it
 
 

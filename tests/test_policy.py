@@ -165,6 +165,25 @@ def test_the_rate_per_target_counts_each_address_and_port():
     assert [found.of_rate(one, 80, clock) is None for _ in range(2)] == [True, False]
 
 
+def test_a_redirect_to_the_same_origin_is_no_second_look():
+    hops = [redirect("/one"), redirect("/two"), answer()]
+    with Server(scripted(*hops * 2)) as server:
+        prober = make_prober(policy=rules("[limits]\nrate_per_target = 0.001"))
+        config = probes.parse("http", {"url": server.url, "timeout_ms": 2000})
+        first, second = prober.look("http", config), prober.look("http", config)
+        assert (first.reason, first.detail["hops"], len(server.requests)) == (None, 2, 3)
+    assert (second.reason, second.fault) == ("policy_denied", Fault.POLICY)
+    assert "limits.rate_per_target" in second.detail["error"]
+
+
+def test_a_redirect_to_another_target_counts_there():
+    with Server(scripted(answer())) as other, Server(scripted(redirect(other.url))) as first:
+        prober = make_prober(policy=rules("[limits]\nrate_per_target = 0.001"))
+        look = lambda url: prober.look("http", probes.parse("http", {"url": url, "timeout_ms": 2000}))  # noqa: E731
+        assert look(first.url).reason is None
+        assert (look(other.url).reason, other.connections) == ("policy_denied", 1)
+
+
 def test_a_slow_rate_lets_one_look_through_in_its_time():
     found, clock = rules("[limits]\nrate_per_target = 0.1"), FakeClock()
     at, passed = Address(socket.AF_INET, "192.0.2.1"), 0

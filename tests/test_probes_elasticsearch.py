@@ -15,7 +15,7 @@ from observer_agent.probes import _aggregation
 from observer_agent.probes._reasons import Failed
 from tests import servers
 from tests.contracts.test_probe import nothing_left
-from tests.servers import Server, answer, make_prober, refused_port, scripted
+from tests.servers import Authority, Server, answer, make_prober, refused_port, scripted
 
 QUERY = {
     "query": {"query_string": {"query": "hunter2-customer AND status:500"}},
@@ -336,3 +336,20 @@ def test_defaults_are_filled_in():
     assert (config.timeout, config.auth.mode, config.flavor, config.percentile) == (10.0, "none", "elasticsearch", None)
     assert probes.parse("elasticsearch", {**BASE, "flavor": "opensearch"}).flavor == "opensearch"
     assert probes.parse("elasticsearch", {**BASE, "query": {"aggregations": {"load": {}}}})
+
+
+# -- trust
+
+
+def test_an_authority_of_ones_own():
+    authority, other = Authority(), Authority()
+    prober = make_prober({"PROBE_CA": authority.pem, "PROBE_OTHER": other.pem, "PROBE_BAD": "-----BEGIN nothing"})
+    with nothing_left(), Server(scripted(found({"load": {"value": 17}})), tls=authority.server()) as server:
+        assert look(prober, base_url=server.url).reason == "tls_verify_failed"
+        assert look(prober, base_url=server.url, ca_cert_ref="PROBE_OTHER").reason == "tls_verify_failed"
+        assert look(prober, base_url=server.url, ca_cert_ref="PROBE_CA").value == 17
+        tried = server.connections
+        for ref, reason in (("PROBE_NONE", "mtls_ref_missing"), ("PROBE_BAD", "mtls_cert_parse_failed")):
+            reading = look(prober, base_url=server.url, ca_cert_ref=ref)
+            assert (reading.reason, reading.fault) == (reason, Fault.CONFIG)
+        assert server.connections == tried

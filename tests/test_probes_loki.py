@@ -19,7 +19,7 @@ from observer_agent.probes._backend import renamed
 from observer_agent.probes._reasons import Failed, Reason, from_os_error, timed_out
 from tests import servers
 from tests.contracts.test_probe import nothing_left
-from tests.servers import Server, answer, make_prober, refused_port, scripted
+from tests.servers import Authority, Server, answer, make_prober, refused_port, scripted
 
 QUERY = 'sum(count_over_time({app="hunter2"} |= "error" [5m]))'
 STATS = {"summary": {"bytesProcessedPerSecond": 0, "execTime": 0.0004}}
@@ -330,3 +330,20 @@ def test_configurations_that_are_refused(field, config):
 def test_defaults_are_filled_in():
     config = probes.parse("loki", {"base_url": "http://loki", "query": QUERY})
     assert (config.timeout, config.auth.mode, config.tenant_id) == (10.0, "none", None)
+
+
+# -- trust
+
+
+def test_an_authority_of_ones_own():
+    authority, other = Authority(), Authority()
+    prober = make_prober({"PROBE_CA": authority.pem, "PROBE_OTHER": other.pem, "PROBE_BAD": "-----BEGIN nothing"})
+    with nothing_left(), Server(scripted(vector("17")), tls=authority.server()) as server:
+        assert look(prober, base_url=server.url).reason == "tls_verify_failed"
+        assert look(prober, base_url=server.url, ca_cert_ref="PROBE_OTHER").reason == "tls_verify_failed"
+        assert look(prober, base_url=server.url, ca_cert_ref="PROBE_CA").value == 17
+        tried = server.connections
+        for ref, reason in (("PROBE_NONE", "mtls_ref_missing"), ("PROBE_BAD", "mtls_cert_parse_failed")):
+            reading = look(prober, base_url=server.url, ca_cert_ref=ref)
+            assert (reading.reason, reading.fault) == (reason, Fault.CONFIG)
+        assert server.connections == tried

@@ -151,6 +151,24 @@ def test_without_trust_a_handshake_that_fails_is_not_repeated():
         assert server.connections == 1
 
 
+def test_an_authority_of_ones_own_takes_the_place_of_the_systems(authority, tmp_path):
+    file = tmp_path / "ca.pem"
+    file.write_text(Authority().pem)
+    prober = make_prober({"PROBE_CA": str(file)})
+    with Server(servers.tarpit, tls=authority.server()) as server:
+        assert look(server.port, prober).detail["verified"] is False
+        assert look(server.port, prober, ca_cert_ref="PROBE_CA").detail["verified"] is False
+        file.write_text(authority.pem + "\n")
+        seen = server.connections
+        reading = look(server.port, prober, ca_cert_ref="PROBE_CA")
+        assert (reading.detail["verified"], server.connections) == (True, seen + 1)
+        file.unlink()
+        reading = look(server.port, prober, ca_cert_ref="PROBE_CA")
+        assert (reading.value, reading.reason, reading.fault) == (None, "mtls_file_unreadable", Fault.CONFIG)
+        assert look(server.port, prober, ca_cert_ref="PROBE_CA", verify_tls=False).value is not None
+        assert server.connections == seen + 2
+
+
 def test_an_address_sends_no_server_name(trusted):
     reading = show(trusted.server(), host="127.0.0.1")
     assert (reading.detail["verified"], reading.detail["sni"], reading.detail["host_match"]) == (True, None, True)

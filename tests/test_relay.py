@@ -17,6 +17,7 @@ import time
 
 import pytest
 
+from observer_agent import show, status
 from observer_agent.clock import Clock
 from observer_agent.errors import QueueError
 from observer_agent.model import Answer, Fate, Reject
@@ -524,6 +525,15 @@ def relay_place(agent):
     raise AssertionError("the door stayed closed")
 
 
+def told(agent, what):
+    """What the state says of the relay, once `what` is true of it."""
+    for _ in range(200):
+        if what(said := status.state(agent)["relay"]):
+            return said
+        time.sleep(0.05)  # the worker's turn
+    raise AssertionError(said)
+
+
 def ask(place, path):
     line = http.client.HTTPConnection(*place, timeout=10)
     line.request("GET", path)
@@ -543,6 +553,31 @@ def test_an_agent_relays(start, cloud, tmp_path):  # noqa: F811
     agent.stop()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(place, 5)
+
+
+def test_the_state_tells_what_becomes_of_pings(start, cloud, tmp_path):  # noqa: F811
+    cloud.failing = True
+    agent = start(HEARTBEAT_RELAY_ENABLED="true", HEARTBEAT_RELAY_PORT="0")
+    place = relay_place(agent)
+    assert (ask(place, f"/heartbeat/{TOKEN}"), ask(place, "/none")) == (202, 404)
+    said = told(agent, lambda relay: relay["problem"])
+    assert "the cloud does not take pings (status 503" in said["problem"]
+    assert (said["listens_on"], said["waiting"], said["taken"]) == (agent._relay.at, 1, 1)
+    assert (said["delivered"], said["lost"], said["refused"]) == (0, {}, {"malformed": 1})
+    shown = show.status(status.state(agent))
+    assert f"on {said['listens_on']}: 0 of 1 pings delivered, 1 wait, turned away: malformed 1; the cloud" in shown
+    cloud.failing = False
+    assert told(agent, lambda relay: relay["delivered"] == 1)["waiting"] == 0
+    assert status.state(agent)["relay"]["problem"] is None
+
+
+def test_the_state_tells_that_the_door_is_shut(start, cloud):  # noqa: F811
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        agent = start(HEARTBEAT_RELAY_ENABLED="true", HEARTBEAT_RELAY_PORT=str(port))
+        said = told(agent, lambda relay: relay["problem"])
+        assert said["problem"] == f"it cannot listen on 127.0.0.1:{port} (Address already in use)"
+        assert said["listens_on"] is None
 
 
 def test_pings_wait_for_the_next_start_of_the_agent(start, cloud, tmp_path):  # noqa: F811

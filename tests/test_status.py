@@ -19,6 +19,7 @@ from observer_agent.demo.stage import free_port
 from observer_agent.errors import DiskFull
 from observer_agent.logs import Redactor, configure
 from observer_agent.model import Answer, Fate, Orders, Reading, Sample, Status, Verdict
+from observer_agent.probes._otlpstore import Want
 from observer_agent.worker import Worker
 from tests.cloud import LocalCloud
 from tests.fakes import FakeClock
@@ -156,6 +157,49 @@ def test_a_file_that_takes_no_verdicts(agent):
     agent.keeper.put([sample(2)])
     assert status.problem(agent) == "the queue file takes no verdicts; the newest of 2 definitions wait in memory"
     assert "2 verdicts, because the queue file takes none" in show.status(status.state(agent))
+
+
+# -- what else comes in
+
+
+def test_nothing_is_said_of_what_is_not_in_use(agent):
+    said = status.state(agent)
+    assert (said["otlp"], said["relay"], said["custom_probes"]) == (None, None, {"names": [], "refused": []})
+    assert not {"otlp", "relay", "custom"} & {line.split(" ")[0] for line in show.status(said).splitlines()}
+
+
+def test_the_otlp_receiver(make):
+    agent = make(OBSERVER_OTLP_LISTEN_ADDR="127.0.0.1:0")
+    agent.looking.otlp.want([Want("jobs")])
+    said = status.state(agent)["otlp"]
+    assert said["listens_on"].startswith("127.0.0.1:") and (said["problem"], said["definitions"]) == (None, 1)
+    line = f"otlp       on {said['listens_on']}: 0 points for 1 definitions, 0 requests, 0 refused"
+    assert line in show.status(status.state(agent)).splitlines()
+    agent.looking.otlp.stop()
+    assert status.state(agent)["otlp"] is None
+
+
+def test_an_otlp_receiver_that_cannot_listen(make):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        agent = make(OBSERVER_OTLP_LISTEN_ADDR=f"127.0.0.1:{taken.getsockname()[1]}")
+        agent.looking.otlp.want([Want("jobs")])
+        said = status.state(agent)
+        assert (said["otlp"]["listens_on"], said["otlp"]["problem"]) == (None, "Address already in use")
+        assert "does NOT listen; Address already in use" in show.status(said)
+    off = make(OBSERVER_OTLP_DISABLE="true", BUFFER_PATH=f"{agent.settings.buffer_path}2")
+    off.looking.otlp.want([Want("jobs")])
+    assert status.state(off)["otlp"]["problem"] == "OBSERVER_OTLP_DISABLE is set"
+
+
+def test_custom_probes_that_are_refused(make, tmp_path):
+    (tmp_path / "probes").mkdir()
+    (tmp_path / "probes" / "bad.py").write_text("1 / 0")
+    agent = make(Clock(), PROBE_CUSTOM_DIR=str(tmp_path / "probes"), BUFFER_PATH=str(tmp_path / "b.db"))
+    agent.looking.custom.load(agent.settings.probe_custom_dir)
+    said = status.state(agent)
+    (refused,) = said["custom_probes"]["refused"]
+    assert refused["origin"].endswith("bad.py") and "ZeroDivisionError in line 1" in refused["problem"]
+    assert f"0 loaded; REFUSED: {refused['origin']}: {refused['problem']}" in show.status(said)
 
 
 # -- secrets

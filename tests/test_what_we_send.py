@@ -19,6 +19,7 @@ import pytest
 from observer_agent.demo.stage import clean_env, end_process, free_port
 from observer_agent.model import Loss
 from tests.cloud import LocalCloud, _Handler
+from tests.console import Console, check
 from tests.lighthouse_golden import OURS as SECOND_OURS
 from tests.servers import Server, answer, says
 from tests.test_wire_agent import GOLDEN, NOT_OURS
@@ -327,3 +328,58 @@ def check_requests(seen):
         text = f"{endpoint} {[v for k, v in headers.items() if k != 'Agent-Key']} {body.decode()}"
         assert "obs_live_the_key" not in text
         assert not [canary for canary in CANARIES if canary in text], text
+
+
+# -- against a real agent of the second dialect
+
+
+@pytest.mark.slow
+def test_a_real_agent_of_the_second_dialect_sends_nothing_else(tmp_path):
+    console, closed = Console(), free_port()
+    console.registration["host_metrics"] = {"enabled": True, "interval_seconds": 5}
+    try:
+        with Server(says(answer(b"canary-answer", 503))) as target:
+            console.checks = [
+                check("c1", f"{target.url}/canary-path?x=canary_query", "http"),
+                check("c2", f"127.0.0.1:{target.port}"),
+                check("c3", f"127.0.0.1:{closed}"),
+            ]
+            talked = run_second(console, tmp_path)
+        assert {endpoint for endpoint, _, _ in console.requests} == {
+            "register", "heartbeat", "events", "host-metrics", "shutdown"
+        }  # fmt: skip
+        for endpoint, headers, body in console.requests:
+            assert set(headers) <= set(SECOND_HEADERS) | set(OF_HTTP)
+            known = set(SECOND[f"POST /api/lighthouse/v1/{endpoint}"])
+            assert set(body) == {"raw"} if endpoint == "host-metrics" else set(fields_of(body)) <= known, endpoint
+            text = f"{[v for k, v in headers.items() if k != 'Authorization']} {body}"
+            assert "lh_the_token" not in text and not [canary for canary in CANARIES if canary in text], text
+    finally:
+        console.close()
+    hosts = {("127.0.0.1", port) for port in (console.server_port, target.port, closed)}
+    events = [line.partition(" ") for line in talked.splitlines()]
+    assert {(event, rest) for event, _, rest in events} == {("socket.connect", str(host)) for host in hosts}
+
+
+def run_second(console, folder):
+    """An agent of the second dialect, from its start to its end; returns what its process has talked to."""
+    settings = {
+        "CLOUD_DIALECT": "lighthouse",
+        "LIGHTHOUSE_TOKEN": "lh_the_token",
+        "LIGHTHOUSE_URL": console.url,
+        "LIGHTHOUSE_DATA_DIR": str(folder),
+        "LIGHTHOUSE_HOST_METRICS": "true",
+        "LIGHTHOUSE_LOG_LEVEL": "debug",
+        "CANARY": "canary-environment",
+    }
+    command = [sys.executable, "-c", WATCHED, str(folder / "talked"), "run", "--config", os.devnull]
+    with (folder / "agent.log").open("wb") as log:
+        agent = subprocess.Popen(command, env=clean_env(settings), stderr=log, start_new_session=True)
+    try:
+        console.until(lambda: {row["check_id"] for row in console.events()} == {"c1", "c2", "c3"}, 60)
+        console.until(lambda: console.bodies("heartbeat") and console.bodies("host-metrics"), 60)
+        agent.send_signal(signal.SIGTERM)
+        assert agent.wait(30) == 0
+    finally:
+        end_process(agent)
+    return (folder / "talked").read_text()

@@ -21,7 +21,7 @@ from observer_agent.transport import CALL_SECONDS, Reply, Transport
 
 log = logging.getLogger(__name__)
 
-THREADS = 8  # lookups of the cloud's name at once
+THREADS = 4  # lookups of the cloud's name, or its proxy's, at once
 READ_AGAIN = 5.0
 WARN = 900.0
 REFUSALS = (401, 410)  # what a cloud may say to a key that has been replaced

@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from observer_agent import status
+from observer_agent.config import LIGHTHOUSE
 from observer_agent.dashboard.history import History
+from observer_agent.dashboard.private import PrivateServer, path_of
 from observer_agent.dashboard.server import LOGIN, NOTICE, Page, Pages, Server
 from observer_agent.whole import Whole
 from observer_agent.worker import Worker
@@ -67,7 +69,7 @@ def serve(agent: Whole) -> Server | None:
     """Starts the local page as the settings say; None when it is off or its port is taken."""
     settings = agent.settings
     if not settings.enable_debug_dashboard:
-        return None
+        return serve_privately(agent) if settings.cloud_dialect == LIGHTHOUSE else None
     host, port = settings.debug_dashboard_host, settings.debug_dashboard_port
     history = History(agent.queue, agent.clock)
     served = pages(agent, history)
@@ -80,6 +82,18 @@ def serve(agent: Whole) -> Server | None:
     server.history = agent.supervisor.add(Worker("history", history.step, agent.clock))
     server.start()
     log.info("The local page listens on %s", server.url)
+    return server
+
+
+def serve_privately(agent: Whole) -> Server | None:
+    """The state alone, for `status`, behind a socket file: no port is opened."""
+    served = {"/api/state": lambda: _json(status.state(agent))}
+    try:
+        server = PrivateServer(path_of(agent.queue.file), served, agent.clock)
+    except OSError as error:
+        log.warning("The socket of the status command cannot be made (%s); the agent goes on without", error)
+        return None
+    server.start()
     return server
 
 

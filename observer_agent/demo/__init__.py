@@ -6,7 +6,6 @@ figures at the end are counted from what the hub holds and what is left in the q
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import signal
@@ -23,13 +22,12 @@ import click
 
 from observer_agent import queuefile
 from observer_agent.clock import Clock, Signals, parse_iso
-from observer_agent.demo.stage import TICK, Hub, end_process, free_port, get, start_agent
+from observer_agent.demo.stage import TICK, Hub, Interrupted, end_process, free_port, get, needs, start_agent
 from observer_agent.demo.targets import document_of, running_targets
 from observer_agent.errors import UsageError
 
 OUTAGE = 5.0
 OUTAGE_AT = 15.0
-HUB_NEEDS = ("flask", "waitress", "sqlalchemy", "alembic")
 TYPES = ("prometheus", "http", "tcp")
 
 
@@ -60,11 +58,7 @@ class Demo:
 
     def run(self) -> int:
         """0 if nothing was lost or doubled, 1 if something was; raises UsageError without the extra `hub`."""
-        missing = [name for name in HUB_NEEDS if importlib.util.find_spec(name) is None]
-        if missing:
-            raise UsageError(
-                f"the demo needs a hub ({', '.join(missing)} not installed): pip install 'observer-agent[hub]'"
-            )
+        needs()
         with Signals((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) as signals, ExitStack() as stack:
             self._signals = signals
             folder = Path(tempfile.mkdtemp(prefix="observer-demo-"))
@@ -206,10 +200,6 @@ class Demo:
             for name, value in result.items():
                 click.echo(f"  {name:<32} {value}")
         return 0 if result["lost"] == 0 and result["duplicates"] == 0 else 1
-
-
-class Interrupted(Exception):
-    """A signal asked for the end."""
 
 
 def left_in(file: Path) -> list[str]:

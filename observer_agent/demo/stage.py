@@ -6,6 +6,7 @@ Ports and folders in, running processes out; whoever starts one ends it. The end
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import json
 import os
 import select
@@ -23,6 +24,7 @@ from observer_agent.errors import UsageError
 TICK = 0.2
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
+HUB_NEEDS = ("flask", "waitress", "sqlalchemy", "alembic")
 
 
 class Hub:
@@ -42,11 +44,16 @@ class Hub:
 
     def create_key(self, name: str = "demo") -> str:
         """A key for an agent."""
-        command = self._command("key", "create", name)
-        made = subprocess.run(command, env=self._env(), capture_output=True, text=True, start_new_session=True)
-        if made.returncode:
-            raise UsageError(f"the hub made no key: {made.stderr.strip()[-500:]}")
-        return made.stdout.strip().splitlines()[-1]
+        return self.command("key", "create", name).splitlines()[-1]
+
+    def command(self, *words: str) -> str:
+        """What a command of the hub prints; raises UsageError where it fails."""
+        done = subprocess.run(
+            self._command(*words), env=self._env(), capture_output=True, text=True, start_new_session=True
+        )
+        if done.returncode:
+            raise UsageError(f"the hub refused `{' '.join(words)}`: {done.stderr.strip()[-500:]}")
+        return done.stdout.strip()
 
     def start(self, pause: Callable[[float], object]) -> None:
         """Starts it and waits until it listens."""
@@ -89,6 +96,33 @@ def clean_env(extra: Mapping[str, str]) -> dict[str, str]:
     ours = {*VARIABLES, "OBSERVER_HUB_TOKEN", "DATABASE_URL", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET"}
     env = {name: value for name, value in os.environ.items() if name not in ours}
     return {**env, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "PYTHONUNBUFFERED": "1", **extra}
+
+
+class Interrupted(Exception):
+    """A signal asked for the end."""
+
+
+def needs() -> None:
+    """Raises UsageError without the extra `hub`."""
+    missing = [name for name in HUB_NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"the demo needs a hub ({', '.join(missing)} not installed): pip install 'observer-agent[hub]'"
+        )
+
+
+def start_lighthouse(folder: Path, token: str, hub_port: int) -> subprocess.Popen[bytes]:
+    """An agent of the second dialect as a process of its own; it logs to a file."""
+    env = {
+        "CLOUD_DIALECT": "lighthouse",
+        "LIGHTHOUSE_TOKEN": token,
+        "LIGHTHOUSE_URL": f"http://127.0.0.1:{hub_port}",
+        "LIGHTHOUSE_DATA_DIR": str(folder / "lighthouse"),
+        "LOG_FORMAT": "text",
+    }
+    with (folder / "agent.log").open("ab") as errors:
+        command = [sys.executable, "-m", "observer_agent", "run", "--config", os.devnull]
+        return subprocess.Popen(command, env=clean_env(env), stderr=errors, start_new_session=True)
 
 
 def start_agent(folder: Path, key: str, hub_port: int, page_port: int) -> subprocess.Popen[bytes]:

@@ -30,6 +30,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from observer_agent import config
 from observer_agent.clock import iso
 from observer_agent.doctor import _bundle, _host, _queue, _secrets, _settings, _sources
 from observer_agent.doctor._catalog import FINDINGS, LATE, NETWORK, Severity
@@ -41,6 +42,7 @@ from observer_agent.doctor._place import Known, Place
 from observer_agent.doctor._queue import Seen
 from observer_agent.doctor._report import Check, Finding, Report, checked, skipped
 from observer_agent.doctor._together import Together
+from observer_agent.errors import ConfigError, UsageError
 
 __all__ = ["FINDINGS", "Place", "Report", "Result", "examine", "main", "save"]
 
@@ -59,11 +61,23 @@ class Result(NamedTuple):
 def main(file: Path | None, bundle: Path | None) -> tuple[Report, str]:
     """The command: the report, and what was written of it; raises UsageError where the bundle cannot be written."""
     place = Place(env=dict(os.environ), file=file)
+    _refuse_console(place)
     result = examine(place)
     if bundle is None:
         return result.report, ""
     members = save(bundle, place, result)
     return result.report, f"{bundle} (mode 0600, secrets taken out) holds {', '.join(members)}"
+
+
+def _refuse_console(place: Place) -> None:
+    """Its steps are those of the way to an Observer cloud."""
+    try:
+        env = config.environment(place.env, place.folder)
+        settings = config.load(env, place.file or config.usual_file(place.folder), to_run=False)
+    except ConfigError:
+        return  # it says so itself
+    if settings.cloud_dialect == config.LIGHTHOUSE:
+        raise UsageError("doctor knows the Observer dialect alone: use check, status, sent and the log")
 
 
 def save(file: Path, place: Place, result: Result) -> list[str]:
@@ -175,7 +189,9 @@ class _Walk:
         usable = _sources.usable(known, found, definitions, state)
         self._add(definitions, began)
         until = self._began + ALL_UNTIL
-        self._together.start("sources", lambda: _sources.check_sources(self._place, known, usable, until - 0.1))
+        self._together.start(
+            "sources", lambda: _sources.check_sources(self._place, known, usable, until - 0.1, state=state)
+        )
         self._together.start("duplicate", lambda: self._duplicate(known, seen, state))
         self._together.wait(["disk", "queue", "agent", "sources", "duplicate"], until)
         if self._cloud:
@@ -263,7 +279,7 @@ def _without_consequences(checks: Sequence[Check]) -> list[Check]:
     stopped = any(f.id == "agent.not_running" for each in checks for f in each.findings) or "unit" in kinds
     gone = set()
     if kinds & {*NETWORK, "duplicate", "key", "settings", "disk"}:
-        gone |= {"agent.not_delivering", "agent.silent", "queue.filling", "queue.old"}
+        gone |= {"agent.not_delivering", "agent.silent", "agent.relay_waits", "queue.filling", "queue.old"}
     if stopped:
         gone |= {"queue.filling", "queue.old"}
     if any(f.id == "user.cannot_read" for each in checks for f in each.findings):

@@ -64,7 +64,15 @@ NETWORK: Final = ("resolver", "tcp", "proxy", "tls", "clock", "contract", "authe
 
 # What is more often a consequence than a cause.
 LATE: Final = frozenset(
-    ("queue.full", "queue.filling", "queue.old", "queue.dead_letters", "agent.not_delivering", "agent.silent")
+    (
+        "queue.full",
+        "queue.filling",
+        "queue.old",
+        "queue.dead_letters",
+        "agent.not_delivering",
+        "agent.silent",
+        "agent.relay_waits",
+    )
 )
 
 _BROKEN = """
@@ -75,7 +83,8 @@ _BROKEN = """
     key.missing key.empty key.unreadable key.ill_formed key.not_reloaded
     disk.missing disk.read_only disk.full disk.no_inodes disk.not_writable disk.failed
     queue.newer_format queue.foreign queue.damaged queue.unreadable queue.full
-    agent.frozen agent.dead_worker agent.hung_worker agent.not_delivering agent.silent
+    agent.frozen agent.dead_worker agent.hung_worker agent.not_delivering agent.silent agent.otlp agent.relay
+    agent.custom_probe
     clock.wrong
     resolver.not_found resolver.failed resolver.silent
     tcp.refused tcp.unreachable tcp.silent
@@ -96,7 +105,7 @@ _WARNINGS = """
     key.world_readable key.newer
     disk.low disk.few_inodes disk.slow
     queue.corrupt_aside queue.filling queue.old queue.dead_letters
-    agent.not_running agent.no_page agent.other_program agent.token
+    agent.not_running agent.no_page agent.other_program agent.token agent.relay_waits
     clock.off
     resolver.slow
     contract.busy

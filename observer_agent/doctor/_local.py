@@ -108,6 +108,7 @@ def _fact(state: Mapping[str, Any]) -> str:
 
 
 def _state(state: Mapping[str, Any], clock: Clock) -> Iterator[Finding]:
+    yield from _receivers(state)
     workers, cloud = state["workers"], state["cloud"]
     for what, id_ in (("alive", "agent.dead_worker"), ("hung", "agent.hung_worker")):
         names = [w["name"] for w in workers if (w.get("hung") if what == "hung" else not w.get("alive", True))]
@@ -123,3 +124,21 @@ def _state(state: Mapping[str, Any], clock: Clock) -> Iterator[Finding]:
     elif last is not None and clock.now() - last > SILENT:
         cause = f"the agent's last answered heartbeat is {clock.now() - last:.0f} s old"
         yield Finding("agent.silent", cause, RESTART)
+
+
+def _receivers(state: Mapping[str, Any]) -> Iterator[Finding]:
+    """What comes in beside the readings: points of OTLP, pings of jobs, the operator's own probes."""
+    otlp, relay, custom = (state.get(name) or {} for name in ("otlp", "relay", "custom_probes"))
+    if otlp.get("problem"):
+        cause = f"definitions want OTLP metrics, and none can be received: {otlp['problem']}"
+        yield Finding("agent.otlp", cause, f"free the port, or mend the settings OBSERVER_OTLP_...; then: {RESTART}")
+    if relay.get("problem") and relay.get("listens_on"):
+        cause = f"{relay.get('waiting')} pings of jobs wait: {relay['problem']}"
+        yield Finding("agent.relay_waits", cause, "ask who runs the cloud whether it knows heartbeats of jobs")
+    elif relay.get("problem"):
+        cause = f"the heartbeat relay takes no pings: {relay['problem']}"
+        yield Finding("agent.relay", cause, f"free the port, or set HEARTBEAT_RELAY_PORT; then: {RESTART}")
+    for each in custom.get("refused", ()):
+        cause = f"custom probes of {each.get('origin')} are not used: {each.get('problem')}"
+        fix = f"mend it (observer-agent probes checks it), then: systemctl reload {UNIT}"
+        yield Finding("agent.custom_probe", cause, fix)

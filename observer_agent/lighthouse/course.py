@@ -137,11 +137,12 @@ class Course:
         return self._failed(orders)
 
     def _taken(self, orders: LighthouseOrders, registering: bool) -> float:
+        wanted = self._home.adopt(orders, registering)
         self._attempt, self._gone, self.registered = 0, 0, True
         self.sent += 1
         self.last_ok, self.heard_at = self._clock.now(), self._clock.monotonic()
-        self._warn.reset()
-        wanted = self._home.adopt(orders, registering)
+        for verdict in ("later", "unauthorised", "gone"):
+            self._warn.reset(verdict)
         self.interval = min(max(wanted, FLOOR), CEILING)
         if registering:
             log.info("Registered with the console; a heartbeat every %.0f s", self.interval)

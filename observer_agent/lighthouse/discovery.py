@@ -96,12 +96,14 @@ class Discovery:
         now = self._clock.monotonic()
         moments = [feed.wake_at for feed in self.feeds] + self._moments()
         wait = min(max(min(moments, default=now + LONGEST_WAIT) - now, 0.0), LONGEST_WAIT)
-        poll = select.poll()
-        by_fd = {feed.connection.fileno(): feed for feed in self.feeds if feed.connection}
+        poll, by_fd = select.poll(), {}
+        for feed in self.feeds:
+            connection = feed.connection  # `close` of another thread may take it away
+            if connection and (fd := connection.fileno()) >= 0:
+                by_fd[fd] = feed
+                poll.register(fd, select.POLLIN)
         if not by_fd:
             return wait
-        for fd in by_fd:
-            poll.register(fd, select.POLLIN)
         for fd, _ in poll.poll(wait * 1000):
             by_fd[fd].pump()
         return 0.0
@@ -174,9 +176,13 @@ def discovery(
     clock: Clock,
     resolver: Resolver,
     folder: Path = SERVICE_ACCOUNT,
+    tell: Callable[[str], object] = lambda token: None,
 ) -> Discovery | None:
-    """The discovery of the cluster that this process runs in; None, and a line that says why, where it cannot be."""
-    account = in_cluster(env, folder)
+    """The discovery of the cluster that this process runs in; None, and a line that says why, where it cannot be.
+
+    `tell` hears each token of the service account, to hide it.
+    """
+    account = in_cluster(env, folder, tell)
     if isinstance(account, str):
         log.warning("Discovery is asked for but cannot be done: %s", account)
         return None

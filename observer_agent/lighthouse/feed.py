@@ -142,10 +142,11 @@ class Feed:
             self._watch_ended(connection)
         else:
             self._take_page(parsed(connection.status, bytes(self._body)))
-        kept = connection if connection.reusable else None
-        if not kept:
+        if connection.reusable:
+            self._ask(connection)
+        else:
             self.close()
-        self._ask(kept)
+            self.due = self._clock.monotonic()
 
     def _watch_ended(self, connection: Connection) -> None:
         if connection.status != 200:

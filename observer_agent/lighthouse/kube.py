@@ -74,15 +74,17 @@ class Account:
         return context
 
 
-def in_cluster(env: Mapping[str, str], folder: Path = SERVICE_ACCOUNT) -> Account | str:
-    """The account of this pod, or a text that says why there is none."""
+def in_cluster(
+    env: Mapping[str, str], folder: Path = SERVICE_ACCOUNT, tell: Callable[[str], object] = lambda token: None
+) -> Account | str:
+    """The account of this pod, or a text that says why there is none; `tell` hears each token."""
     host, port = env.get("KUBERNETES_SERVICE_HOST", ""), env.get("KUBERNETES_SERVICE_PORT", "")
     if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
         return "KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT do not name an API server: not in a cluster"
     for name in ("token", "ca.crt"):
         if not (folder / name).is_file():
             return f"the service account has no file {name} in {folder} (automountServiceAccountToken: false?)"
-    return Account(host.strip("[]"), int(port), folder)
+    return Account(host.strip("[]"), int(port), folder, tell)
 
 
 class Connection:

@@ -64,16 +64,17 @@ class Watch(Listener):
     def adopt(self, known: Iterable[str], running: Iterable[Definition], due: Mapping[str, str]) -> set[str]:
         """The checks as they are now, those of them that are looked at, and those that have to be told in a sync.
 
-        Returns the ids that have to be looked at at once. State of checks that are gone is forgotten.
+        Returns the ids to be looked at at once: those, and whatever has changed or was not looked at before. State of
+        checks that are gone is forgotten.
         """
         ids = set(known)
         with self._lock:
-            self._running = {each.id: each.fingerprint for each in running}
+            before, self._running = self._running, {each.id: each.fingerprint for each in running}
             self._due = {name: kind for name, kind in {**self._due, **due}.items() if name in ids}
             for memory in (self._tracks, self._last, self._latencies, self._certificates):
                 for gone in memory.keys() - ids:
                     memory.pop(gone)
-            at_once = self._due.keys() & self._running.keys()
+            at_once = {name for name, mark in self._running.items() if name in self._due or before.get(name) != mark}
         self.changed()
         return at_once
 

@@ -17,8 +17,10 @@ from observer_agent.probes._config import Fields
 from observer_agent.probes._extract import PARSE_RATE, document
 from observer_agent.probes._headers import Pairs
 from observer_agent.probes._http import Request, Response, exchange
+from observer_agent.probes._mtls import Given, load
 from observer_agent.probes._reasons import Failed, Reason, timed_out
 from observer_agent.probes._secrets import look_up
+from observer_agent.probes._tls import Tls
 from observer_agent.probes._tools import Run, Tools
 from observer_agent.probes._url import Url
 
@@ -110,9 +112,13 @@ def shown(base: Url) -> str:
     return base._replace(target=base.target.partition("?")[0]).text
 
 
-def ask(request: Request, run: Run, words: Words, hide: Iterable[str]) -> dict[str, Any]:
+def trust(base: Url, ca_cert_ref: str | None, run: Run) -> Tls | None:
+    """Whom to trust: an authority of one's own or the system's, nobody without TLS. Raises Failed."""
+    return load(Given(ca_cert_ref=ca_cert_ref), run).tls(False, run) if base.scheme == "https" else None
+
+
+def ask(request: Request, run: Run, words: Words, hide: Iterable[str], *, tls: Tls | None) -> dict[str, Any]:
     """The JSON object that the backend answers with; texts of `hide` are kept out of every error. Raises Failed."""
-    tls = run.tools.contexts.system(True, run) if request.url.scheme == "https" else None
     with exchange(request, run, tls) as response:
         if not 200 <= response.status < 300:
             raise _refused(response, run, words, hide)

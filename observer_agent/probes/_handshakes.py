@@ -1,4 +1,4 @@
-"""The certificates that a server shows, and whether the system trusts them.
+"""The certificates that a server shows, and whether the system, or an authority of one's own, trusts them.
 
 One handshake as every careful client does it; where that one fails over trust or strength, a second one to the same
 address that accepts everything. No ALPN is offered: the server may speak anything. Runs on the probe's thread.
@@ -11,6 +11,7 @@ import ssl
 from typing import Any, Final, NamedTuple
 
 from observer_agent.probes import _direct
+from observer_agent.probes._mtls import Identity
 from observer_agent.probes._net import Stream, connect
 from observer_agent.probes._reasons import Failed, Reason
 from observer_agent.probes._tls import Tls, new_context, wrap
@@ -32,19 +33,19 @@ class Peer(NamedTuple):
     doubt: Failed | None
 
 
-def shake(host: str, port: int, name: str, run: Run, *, verify: bool = True) -> Peer:
+def shake(host: str, port: int, name: str, run: Run, *, trust: Identity | None) -> Peer:
     """Connects to `host`, shakes hands as for `name`; raises Failed.
 
-    Without `verify` there is one handshake, and it accepts everything.
+    `trust` says whom the first handshake trusts; without it there is one only, and it accepts everything.
     """
     stream = connect(host, port, run)
     family, at = stream.sock.family, stream.sock.getpeername()
     try:
         run.enter("tls")
-        wrap(stream, _context(verify, run), name)
+        wrap(stream, _context(trust, run), name)
         return _peer(stream, at[0], None)
     except Failed as failure:
-        if not verify or failure.reason not in _WORTH_ANOTHER:
+        if trust is None or failure.reason not in _WORTH_ANOTHER:
             raise
         doubt = failure
     finally:
@@ -54,7 +55,7 @@ def shake(host: str, port: int, name: str, run: Run, *, verify: bool = True) -> 
     stream = _direct.tcp(Address(family, at[0], at[3] if len(at) == 4 else 0), port, run)
     try:
         run.enter("tls")
-        wrap(stream, _context(False, run), name)
+        wrap(stream, _context(None, run), name)
         return _peer(stream, at[0], doubt)
     finally:
         stream.close()
@@ -78,16 +79,16 @@ def _rest(sock: Any) -> list[bytes]:
     return [ssl.PEM_cert_to_DER_cert(cert.public_bytes()) for cert in chain[1:]]
 
 
-def _context(verify: bool, run: Run) -> Tls:
-    key = ("tls_cert", verify, _stamp() if verify else None)
-    found: Tls = run.tools.contexts.own.get(key, lambda: _build(verify), run)
+def _context(trust: Identity | None, run: Run) -> Tls:
+    whom = (trust.authorities_mark or _stamp()) if trust else None
+    found: Tls = run.tools.contexts.own.get(("tls_cert", trust is not None, whom), lambda: _build(trust), run)
     return found
 
 
-def _build(verify: bool) -> Tls:
-    context = new_context(verify)
+def _build(trust: Identity | None) -> Tls:
+    context = new_context(trust is not None, trust.authorities if trust else None)
     context.set_alpn_protocols([])
-    if not verify:
+    if trust is None:
         context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
         context.set_ciphers("ALL:@SECLEVEL=0")
         context.options |= _LEGACY_SERVER

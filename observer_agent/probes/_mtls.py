@@ -48,6 +48,15 @@ class Refs(Protocol):
     def ca_cert_ref(self) -> str | None: ...
 
 
+class Given(NamedTuple):
+    """The same fields, for configurations that have not all of them."""
+
+    client_cert_ref: str | None = None
+    client_key_ref: str | None = None
+    ca_cert_ref: str | None = None
+    verify_tls: bool = True
+
+
 class Pem(NamedTuple):
     """Where PEM text comes from; `mark` changes when the text does. `text` is None for a file that is not read yet."""
 

@@ -97,12 +97,23 @@ def admit(host: str, address: Address, port: int | None, run: Run) -> None:
     Every probe asks for the address that it is about to use, each time and on each hop.
     """
     policy = run.tools.policy
-    complaint = (
-        policy.of_host(host) or policy.of_address(address, port) or policy.of_rate(address, port, run.tools.clock)
-    )
+    complaint = policy.of_host(host) or policy.of_address(address, port)
+    if complaint is None and policy.rules.rate is not None:
+        complaint = _too_often(address, port, run)
     if complaint:
         raise Failed(Reason.POLICY_DENIED, complaint)
     run.address = address.host
+
+
+def _too_often(address: Address, port: int | None, run: Run) -> str | None:
+    """The rate counts looks: a target that one look meets again, behind a redirect for one, counts once."""
+    target = address, port
+    if target in run.counted:
+        return None
+    complaint = run.tools.policy.of_rate(address, port, run.tools.clock)
+    if complaint is None:
+        run.counted += (target,)
+    return complaint
 
 
 def _written(address: Address, port: int) -> str:

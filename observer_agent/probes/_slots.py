@@ -1,18 +1,22 @@
 """Functions of strangers, run so that they outlive neither their deadline nor anybody's patience.
 
 A name, a job and a deadline in, the job's outcome out. Each name has one slot: its job runs on a helper thread, and a
-thread cannot be ended, so one that hangs keeps the slot, and whoever comes later is told so at once. Names are few
-(the registry bounds them), so helper threads are too. Called from any thread.
+thread cannot be ended, so one that hangs keeps the slot, and whoever comes later is told so at once. Where all helper
+threads are taken, whoever comes waits for one until the deadline. Called from any thread.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from observer_agent.clock import Alarm, Clock
 from observer_agent.worker import Outcome, outcome_of, spawn
+
+
+THREADS: Final = 16
+ANY: Final = ""  # whoever waits for no slot but for a thread
 
 
 class Late(Exception):
@@ -24,7 +28,7 @@ class Taken(Exception):
 
 
 class NoThread(Exception):
-    """The machine gives no more threads."""
+    """There is no thread for the job: the machine gives none, or all are taken by others until the deadline."""
 
 
 class _Task:
@@ -39,8 +43,9 @@ class _Task:
 class Slots:
     """See the module."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, threads: int = THREADS) -> None:
         self._clock = clock
+        self._threads = threads
         self._lock = threading.Lock()
         self._held: dict[str, _Task] = {}
         self._waiting: dict[str, list[Alarm]] = {}
@@ -57,21 +62,22 @@ class Slots:
         return task.outcome
 
     def _enter(self, name: str, job: Callable[[], Any], deadline: float, alarm: Alarm) -> _Task:
-        """Waits for the slot, no longer than its holder may have it."""
+        """Waits for the slot, no longer than its holder may have it, and for a thread."""
         while True:
             now = self._clock.monotonic()
             with self._lock:
                 holder = self._held.get(name)
-                if holder is None:
+                if holder is None and len(self._held) < self._threads:
                     return self._start(name, job, _Task(deadline, alarm))
-                if now >= holder.deadline:
+                if holder and now >= holder.deadline:
                     raise Taken
                 if now >= deadline:
-                    raise Late
-                self._waiting.setdefault(name, []).append(alarm)
-            alarm.wait(min(deadline, holder.deadline) - now)
+                    raise Late if holder else NoThread
+                line, until = (name, min(deadline, holder.deadline)) if holder else (ANY, deadline)
+                self._waiting.setdefault(line, []).append(alarm)
+            alarm.wait(until - now)
             with self._lock:
-                waiting = self._waiting.get(name, [])
+                waiting = self._waiting.get(line, [])
                 if alarm in waiting:
                     waiting.remove(alarm)
 
@@ -89,6 +95,6 @@ class Slots:
         with self._lock:
             task.outcome = outcome
             del self._held[name]
-            waiting = self._waiting.pop(name, [])
+            waiting = [*self._waiting.pop(name, []), *self._waiting.pop(ANY, [])]
         for alarm in (task.alarm, *waiting):
             alarm.ring()

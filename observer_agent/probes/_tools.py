@@ -20,7 +20,7 @@ from observer_agent.probes._reasons import SILENT, Failed, Reason, from_os_error
 from observer_agent.probes._registry import Registry
 from observer_agent.probes._tls import Contexts
 from observer_agent.probes._wallet import Wallet
-from observer_agent.resolver import Resolver
+from observer_agent.resolver import Address, Resolver
 
 _DOING: Final[Mapping[str, str]] = {
     "resolve": "resolving the name",
@@ -68,6 +68,7 @@ class Tools:
         policy: Policy | None = None,
         custom: Registry | None = None,
         otlp: Receiver | None = None,
+        disks: Disks | None = None,
     ) -> None:
         self.clock = clock
         self.resolver = resolver
@@ -80,7 +81,7 @@ class Tools:
         self.wallet = Wallet()
         self.contexts = Contexts()
         self.counters = Counters()
-        self.disks = Disks(clock)
+        self.disks = disks or Disks(clock)
 
 
 class Run:
@@ -95,6 +96,7 @@ class Run:
         "_phases",
         "_since",
         "address",
+        "counted",
         "deadline",
         "evidence",
         "other",
@@ -112,6 +114,7 @@ class Run:
         self._phase = ""
         self.address = ""  # the last one that was tried
         self.silent = False  # nothing came back from it
+        self.counted: tuple[tuple[Address, int | None], ...] = ()  # targets that the policy's rate has counted
         self.evidence: dict[str, Any] = {}  # what _evidence.facts understands; raw, it costs nothing until it is asked
         self.started = self._since = self._monotonic()
 

@@ -17,7 +17,18 @@ from urllib.parse import quote
 from observer_agent.logs import query_label
 from observer_agent.model import Reading
 from observer_agent.probes import _aggregation
-from observer_agent.probes._backend import Auth, Words, ask, below, log_in, masked, parse_auth, renamed, shown
+from observer_agent.probes._backend import (
+    Auth,
+    Words,
+    ask,
+    below,
+    log_in,
+    masked,
+    parse_auth,
+    renamed,
+    shown,
+    trust,
+)
 from observer_agent.probes._config import Fields
 from observer_agent.probes._http import Request
 from observer_agent.probes._reasons import Failed, Reason
@@ -53,6 +64,7 @@ class ElasticsearchConfig:
     percentile: str | None
     flavor: str
     auth: Auth
+    ca_cert_ref: str | None
     timeout: float
 
 
@@ -66,10 +78,11 @@ def parse(raw: object) -> ElasticsearchConfig:
     percentile = fields.parsed("percentile", _percentile)
     flavor = fields.choice("flavor", FLAVORS, FLAVORS[0])
     auth = parse_auth(fields, "bearer", "basic", "api_key")
+    authority = fields.env_name("ca_cert_ref")  # ours
     timeout = fields.whole("timeout_ms", 100, 60_000, TIMEOUT_MS) / 1000
     fields.done()
     base = url or Url("http", "", 80, "/")
-    return ElasticsearchConfig(base, index or "", body, agg_name or "", percentile, flavor, auth, timeout)
+    return ElasticsearchConfig(base, index or "", body, agg_name or "", percentile, flavor, auth, authority, timeout)
 
 
 def probe(config: ElasticsearchConfig, deadline: float, tools: Tools) -> Reading:
@@ -84,9 +97,10 @@ def probe(config: ElasticsearchConfig, deadline: float, tools: Tools) -> Reading
     try:
         url = below(config.base_url, f"/{quote(config.index, safe='')}/_search")
         headers = (*log_in(config.auth, WORDS, tools), ("Content-Type", "application/json"))
+        tls = trust(config.base_url, config.ca_cert_ref, run)
         run.restart()
         hide = set(_texts(json.loads(config.body)))
-        content = ask(Request("POST", url, headers, config.body.encode()), run, WORDS, hide)
+        content = ask(Request("POST", url, headers, config.body.encode()), run, WORDS, hide, tls=tls)
         _check_whole(content, hide)
         value = _aggregation.value(content.get("aggregations"), config.agg_name, config.percentile)
     except Failed as failure:

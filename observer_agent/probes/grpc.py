@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from observer_agent import __version__
 from observer_agent.model import Reading
@@ -18,6 +18,7 @@ from observer_agent.probes import _health, _metadata, _mtls
 from observer_agent.probes._config import Fields, host_name
 from observer_agent.probes._h2call import Answer, Call, Conversation
 from observer_agent.probes._headers import Pairs
+from observer_agent.probes._mtls import Given
 from observer_agent.probes._net import Stream, connect
 from observer_agent.probes._reasons import Failed, Reason
 from observer_agent.probes._tls import wrap
@@ -86,15 +87,6 @@ class GrpcConfig:
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
 
-class _Refs(NamedTuple):
-    """What the loader of certificates wants to know."""
-
-    client_cert_ref: str | None = None
-    client_key_ref: str | None = None
-    ca_cert_ref: str | None = None
-    verify_tls: bool = True
-
-
 def parse(raw: object) -> GrpcConfig:
     """The typed configuration; raises InvalidConfig."""
     fields = Fields(raw)
@@ -144,11 +136,11 @@ def _identity(config: GrpcConfig, run: Run) -> _mtls.Identity | None:
     if config.tls_mode == "plaintext":
         return None
     mtls = config.tls_mode == "mtls"
-    shown = _mtls.load(_Refs(config.client_cert_ref, config.client_key_ref) if mtls else _Refs(), run)
+    shown = _mtls.load(Given(config.client_cert_ref, config.client_key_ref) if mtls else Given(), run)
     if not config.ca_cert_ref:
         return shown
     try:
-        trusted = _mtls.load(_Refs(ca_cert_ref=config.ca_cert_ref), run)
+        trusted = _mtls.load(Given(ca_cert_ref=config.ca_cert_ref), run)
     except Failed as failure:
         if failure.reason.startswith("mtls_"):
             raise _renamed(failure, Reason.GRPC_CA_UNREADABLE) from None

@@ -14,7 +14,18 @@ from urllib.parse import urlencode
 
 from observer_agent.logs import query_label
 from observer_agent.model import Reading
-from observer_agent.probes._backend import Auth, Words, ask, below, header_text, log_in, parse_auth, renamed, shown
+from observer_agent.probes._backend import (
+    Auth,
+    Words,
+    ask,
+    below,
+    header_text,
+    log_in,
+    parse_auth,
+    renamed,
+    shown,
+    trust,
+)
 from observer_agent.probes._config import Fields
 from observer_agent.probes._extract import decimal
 from observer_agent.probes._http import Request
@@ -61,6 +72,7 @@ class LokiConfig:
     query: str
     auth: Auth
     tenant_id: str | None
+    ca_cert_ref: str | None
     timeout: float
 
 
@@ -71,9 +83,10 @@ def parse(raw: object) -> LokiConfig:
     query = fields.parsed("query", metric_query, required=True)
     auth = parse_auth(fields, "bearer", "basic")
     tenant = fields.parsed("tenant_id", header_text)
+    authority = fields.env_name("ca_cert_ref")  # ours
     timeout = fields.whole("timeout_ms", 100, 60_000, TIMEOUT_MS) / 1000
     fields.done()
-    return LokiConfig(url or Url("http", "", 80, "/"), query or "", auth, tenant, timeout)
+    return LokiConfig(url or Url("http", "", 80, "/"), query or "", auth, tenant, authority, timeout)
 
 
 def metric_query(text: str) -> str:
@@ -91,8 +104,9 @@ def probe(config: LokiConfig, deadline: float, tools: Tools) -> Reading:
     known: dict[str, Any] = {"base_url": shown(config.base_url), "query": query_label(config.query)}
     try:
         request = _request(config, tools)
+        tls = trust(config.base_url, config.ca_cert_ref, run)
         run.restart()
-        text, known["sample_time"] = _sample(ask(request, run, WORDS, (config.query,)), known)
+        text, known["sample_time"] = _sample(ask(request, run, WORDS, (config.query,), tls=tls), known)
         value = decimal(text)
         if value is None:
             raise Failed(Reason.LOKI_NO_DATA, "the query gives no finite number (NaN, +Inf or -Inf)")

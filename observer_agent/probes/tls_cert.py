@@ -14,6 +14,7 @@ from observer_agent.probes import _certificate
 from observer_agent.probes._certificate import MOST_NAMES, Certificate
 from observer_agent.probes._config import Fields, host_name
 from observer_agent.probes._handshakes import Peer, shake
+from observer_agent.probes._mtls import Given, load
 from observer_agent.probes._reasons import Failed, Reason
 from observer_agent.probes._tools import Run, Tools
 from observer_agent.resolver import parse_literal
@@ -30,6 +31,7 @@ class TlsCertConfig:
     server_name: str
     timeout: float
     verify_tls: bool = True
+    ca_cert_ref: str | None = None
 
 
 def parse(raw: object) -> TlsCertConfig:
@@ -44,6 +46,7 @@ def parse(raw: object) -> TlsCertConfig:
         server_name=fields.parsed("server_name", host_name) or host,  # ours
         timeout=fields.timeout(10_000),  # ours
         verify_tls=fields.flag("verify_tls", True),  # ours
+        ca_cert_ref=fields.env_name("ca_cert_ref"),  # ours
     )
     if config.warn_days < config.critical_days:
         fields.problem("warn_days", "must be at least critical_days")
@@ -56,7 +59,8 @@ def probe(config: TlsCertConfig, deadline: float, tools: Tools) -> Reading:
     run = Run(tools, deadline, Reason.TLS_ERROR)
     known: dict[str, Any] = {}
     try:
-        peer = shake(config.host, config.port, config.server_name, run, verify=config.verify_tls)
+        trust = load(Given(ca_cert_ref=config.ca_cert_ref), run) if config.verify_tls else None
+        peer = shake(config.host, config.port, config.server_name, run, trust=trust)
         run.enter("")
         known = _connection(config, peer)
         if not peer.chain:

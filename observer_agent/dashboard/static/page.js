@@ -64,6 +64,11 @@
   const status = (each) => (each.status in STATUSES ? each.status : "not_yet");
   const why = (each) => [each.reason, each.fault && `(${each.fault})`].filter(Boolean).join(" ");
   const name = (each) => each.title || each.id;
+  const receiver = (each, fields) => each && [
+    each.listens_on ? `on ${each.listens_on}` : "does not listen",
+    ...fields.map((field) => `${count(each[field])} ${field}`),
+    each.problem,
+  ].filter(Boolean).join(", ");
   const losses = (lost) => Object.entries(lost).map(([reason, n]) => `${reason} ${count(n)}`).join(", ") || "none";
 
   // -- patching
@@ -276,7 +281,7 @@
   // -- the other parts
 
   const showFacts = (state) => {
-    const { process, cloud, queue } = state;
+    const { process, cloud, queue, otlp, relay, custom_probes: custom } = state;
     const now = Date.parse(process.now);
     put($("host"), process.hostname);
     put($("version"), `observer-agent ${process.version}`);
@@ -285,6 +290,11 @@
       ["Running for", span(Math.floor(process.uptime_seconds))],
       ["Started", stamp(process.started_at)],
       ["Process id", String(process.pid)],
+      ["OTLP", receiver(otlp, ["points", "streams"]), otlp && otlp.problem],
+      ["Relay", receiver(relay, ["waiting", "delivered"]), relay && relay.problem],
+      ["Pings lost", relay && Object.keys(relay.lost).length ? losses(relay.lost) : "", true],
+      ["Custom probes", custom.names.length ? `${count(custom.names.length)}: ${custom.names.join(", ")}` : ""],
+      ...custom.refused.map((each) => ["Refused probe", `${each.origin}: ${each.problem}`, true]),
     ]);
     facts($("cloud"), [
       ["Address", cloud.url],

@@ -22,7 +22,7 @@ from observer_agent.hub.lighthouse import door, judge, schema
 from observer_agent.hub.lighthouse.checks import wired
 from observer_agent.hub.lighthouse.door import Caller, Refused
 from observer_agent.hub.lighthouse.samples import Sample
-from observer_agent.hub.lighthouse.wire import NS, ROLES, Batch, Beat, Event, Registration, Snapshot
+from observer_agent.hub.lighthouse.wire import ROLES, Batch, Beat, Event, Registration, Snapshot
 
 Answer = dict[str, Any]
 T = TypeVar("T")
@@ -107,7 +107,7 @@ class Intake:
             fresh = _new(conn, [each for each in events if each.check_id in known])
             for each in fresh:
                 check = known[each.check_id]
-                if judge.news(check, each, int(now * NS)):
+                if judge.news(check, each):
                     judge.change(conn, row, check, each, now)
             _keep(conn, row.id, batch.sync_kind, fresh, now)
             _states(conn, known)

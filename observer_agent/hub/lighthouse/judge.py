@@ -58,9 +58,9 @@ def tell(conn: Connection, row: Any, state: str, now: float) -> None:
     (events.emit if row.notify_on_lifecycle else events.keep)(conn, event)
 
 
-def news(check: Any, event: Event, now_ns: int) -> bool:
-    """Whether an event is newer than what is known of its check; a clock that is ahead must not shut the next out."""
-    return bool(min(event.observed_ns, now_ns) >= check["seen_ns"])
+def news(check: Any, event: Event) -> bool:
+    """Whether an event is newer than what is known of its check."""
+    return bool(event.observed_ns >= check["seen_ns"])
 
 
 def change(conn: Connection, row: Any, check: dict[str, Any], event: Event, now: float) -> None:
@@ -83,7 +83,7 @@ def change(conn: Connection, row: Any, check: dict[str, Any], event: Event, now:
             events.emit(conn, events.Event(CHECK_CHANGED, now, data))
     check.update(
         state=event.new_state,
-        seen_ns=min(event.observed_ns, int(now * NS)),
+        seen_ns=min(event.observed_ns, int(now * NS)),  # a clock that is ahead must not shut the next out
         status_code=event.status_code,
         error_message=event.error_message,
         touched=True,
