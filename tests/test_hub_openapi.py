@@ -108,7 +108,7 @@ def test_every_guard_is_as_described(hub: TestHub) -> None:
         path = re.sub(r"{\w+}", "x", op.path)
         wrong = {"Agent-Key": hub.key} if op.guard == TOKEN else BEARER
         answer = hub.client().open(path, method=op.method.upper(), headers=wrong)
-        assert answer.status_code == 401, op.name
+        assert answer.status_code == (401 if op.guard else 200), op.name
 
 
 # -- requests made from the document

@@ -336,6 +336,22 @@ def test_a_server_that_restarts_in_the_middle_of_pushes_loses_and_doubles_nothin
     assert "Traceback" not in hub.log() and "The database refused" in hub.log()
 
 
+def test_it_lives_without_its_server_but_is_not_ready(tmp_path: Path) -> None:
+    with started() as server, ExitStack() as ending:
+        hub = HubProcess(tmp_path, DATABASE_URL=fresh_database(server.url))
+        base = hub.start()
+        ending.callback(hub.kill)
+
+        def asked() -> list[int]:
+            return [requests.get(f"{base}/{name}", timeout=20).status_code for name in ("healthz", "readyz")]
+
+        assert asked() == [200, 200]
+        server.stop("fast")
+        assert asked() == [200, 503]
+        server.start()
+        until(lambda: asked() == [200, 200])
+
+
 def test_gunicorn_serves_with_several_processes(url: str, tmp_path: Path) -> None:
     hub = HubProcess(tmp_path, DATABASE_URL=url)
     key = hub.key("web")

@@ -16,6 +16,7 @@ from observer_agent.hub.database import AWAY
 from observer_agent.hub.document_api import document_api
 from observer_agent.hub.expose import expose
 from observer_agent.hub.guard import NOTHING_MORE, Allow
+from observer_agent.hub.health import health
 from observer_agent.hub.history import History
 from observer_agent.hub.history_api import history_api
 from observer_agent.hub.keys_api import keys_api
@@ -74,6 +75,7 @@ def create_app(
     app.register_blueprint(document_api(store, token))
     app.register_blueprint(expose(look, token))
     app.register_blueprint(openapi_api(token))
+    app.register_blueprint(health(store.database))
     app.register_blueprint(lighthouse_face(Intake(store.database, clock)))
     app.register_blueprint(lighthouse_api(Manage(store.database, clock), LighthouseLook(store.database, clock), token))
     webhooks = Webhooks(store.database, clock, allow)

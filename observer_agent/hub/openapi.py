@@ -22,6 +22,7 @@ YAML = "application/yaml"
 TEXT_FORMAT = "text/plain"
 AGENT = "agentKey"
 TOKEN = "token"
+NOBODY = ""  # open to everybody
 LIGHTHOUSE = "lighthouseToken"
 OPTIONAL = ("Rotation", "Revocation", *described.OPTIONAL)  # bodies that may be left out
 GUARDS = {
@@ -79,6 +80,8 @@ class Op(NamedTuple):
         """Who may."""
         if self.path.startswith("/api/lighthouse/"):
             return LIGHTHOUSE
+        if self.path in ("/healthz", "/readyz"):
+            return NOBODY
         return AGENT if self.path.startswith("/api/agent/") else TOKEN
 
     @property
@@ -90,6 +93,8 @@ class Op(NamedTuple):
     def refusals(self) -> set[int]:
         """The codes with which it may be refused."""
         writes = self.method != "get"
+        if self.guard == NOBODY:
+            return {400, 429, 503}
         found = {400, 401, 429, 503, *ALSO.get(self.name, {})}
         found |= {403} if self.guard == TOKEN else set()
         found |= {404} if "{" in self.path else set()
@@ -181,6 +186,8 @@ OPERATIONS: tuple[Op, ...] = (
     Op("post", f"{_V1}/keys/{{name}}/rotate", "rotate_key", "Another key.", "MadeKey", "Rotation", status=201),
     Op("post", f"{_V1}/keys/{{name}}/revoke", "revoke_key", "Ends keys.", "Revoked", "Revocation"),
     Op("get", f"{_V1}/openapi.json", "openapi", "This document.", "Empty"),
+    Op("get", "/healthz", "lives", "Whether the process lives.", TEXT_FORMAT),
+    Op("get", "/readyz", "ready", "Whether it can work: its database answers.", TEXT_FORMAT),
     Op("get", "/metrics", "hub_metrics", "The hub's own numbers for Prometheus.", TEXT_FORMAT),
     Op("get", f"{_V1}/metrics/export", "export_metrics", "The last verdicts for Prometheus.", TEXT_FORMAT),
     *(Op(*row) for row in described.OPERATIONS),
@@ -212,7 +219,7 @@ def _operation(op: Op) -> dict[str, Any]:
     found: dict[str, Any] = {
         "operationId": op.name,
         "summary": op.about,
-        "security": [{op.guard: []}],
+        "security": [{op.guard: []}] if op.guard else [],
         "parameters": list(_parameters(op)),
         "responses": {str(op.status): _answer(op), **{str(code): _refusal(op, code) for code in sorted(op.refusals)}},
     }
