@@ -21,6 +21,8 @@ from observer_agent.sections import TEXT_MAX, TITLE_MAX, Item, Sections, Severit
 API_VERSION = "observer/v1"
 NAMESPACE = "observer:metric:"
 NO_PROBE = "manual"
+HEARTBEAT = "heartbeat"  # the hub judges it by the pings of a job
+UNRULED = (NO_PROBE, HEARTBEAT)  # they need no thresholds
 LENGTH_MAX = 8 * 1024 * 1024
 FLOOR_MINUTES = 1 / 60
 LONGEST_MINUTES = 366 * 24 * 60
@@ -175,7 +177,7 @@ class _Reader:
             "source_config": config,
             "interval": self._minutes(found, "interval", DEFAULT_INTERVAL),
             "interval_agent_push": self._minutes(found, "interval_agent_push", DEFAULT_PUSH),
-            **(self._rules(found) if source_type != NO_PROBE or found.get("thresholds") is not None else {}),
+            **(self._rules(found) if source_type not in UNRULED or found.get("thresholds") is not None else {}),
         }
         agents, description = _agents(found), text_of(found, "description", "", TEXT_MAX)
         if self._check is not None and source_type != NO_PROBE:

@@ -13,7 +13,8 @@ from observer_agent.model import Definition, Past, Reading, Status, Verdict
 from observer_agent.verdict import Grid, first_delay
 from observer_agent.worker import Thread
 
-QUICK_MS = 2.0  # a look that took less is likely to do so again
+QUICK_MS = 2.0  # a look that takes less is over at once
+FORGET = 1.2  # by this factor the best time of a job grows with each look, so that an old one does not count for long
 PAST = 5  # readings that are remembered
 LATE_SHARE, LATE_MOST = 0.1, 1.0  # of the interval, and in seconds: a run that begins later than this is late
 
@@ -59,6 +60,7 @@ class Job:
         self.reading: Reading | None = None
         self.past: tuple[Past, ...] = ()  # the last readings in short, `reading` among them
         self.read_at = 0.0
+        self.best_ms = 0.0  # the shortest of late: a single look may have had to wait for other threads
         self.ended: float | None = None  # when the last reading was taken, seconds since 1970
         self.in_time = True  # the last run began early in its slot
         self._serves = False  # the run in progress serves a slot
@@ -83,7 +85,7 @@ class Job:
     @property
     def quick(self) -> bool:
         """Whether the next look is likely to be over at once."""
-        return self.reading is not None and self.reading.duration_ms < QUICK_MS
+        return self.reading is not None and self.best_ms < QUICK_MS
 
     def reusable(self, now: float) -> bool:
         """Whether a forced push alone is due and may use the last reading: young, and not a row already."""
@@ -92,8 +94,10 @@ class Job:
 
     def remember(self, at: float, reading: Reading, verdict: Verdict) -> None:
         """Keeps the reading that has just been judged."""
+        took = reading.duration_ms
+        self.best_ms = min(took, self.best_ms * FORGET) if self.past else took
         reason = reading.reason or verdict.reason
-        fresh = Past(at, verdict.status, reading.value, reason, reading.duration_ms)
+        fresh = Past(at, verdict.status, reading.value, reason, took)
         self.past = (*self.past[1 - PAST :], fresh)
 
     def begin(self, now: float) -> int:

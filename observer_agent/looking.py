@@ -68,6 +68,7 @@ class Looking:
         self.resolver = Resolver(clock)
         self.custom = probes.Registry(clock)
         self.otlp = probes.Receiver(settings, clock)
+        self._disks = probes.Disks(clock)
         self._prober = self._make_prober(settings, env)
         self.pulse = Pulse(clock)
         witnesses = Witnesses(clock, self.resolver, cloud_place)
@@ -105,18 +106,18 @@ class Looking:
         return counts
 
     def _make_prober(self, settings: Settings, env: Mapping[str, str]) -> probes.Prober:
-        return probes.Prober(
-            probes.Tools(
-                clock=self._around.clock,
-                resolver=self.resolver,
-                env=env,
-                redact=self._around.redact,
-                settings=settings,
-                policy=self.policy,
-                custom=self.custom,
-                otlp=self.otlp,
-            )
+        tools = probes.Tools(
+            clock=self._around.clock,
+            resolver=self.resolver,
+            env=env,
+            redact=self._around.redact,
+            settings=settings,
+            policy=self.policy,
+            custom=self.custom,
+            otlp=self.otlp,
         )
+        tools.disks = self._disks
+        return probes.Prober(tools)
 
     def _make_collector(self, grow: Callable[[], bool]) -> Collector:
         return Collector(

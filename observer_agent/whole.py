@@ -246,7 +246,7 @@ class Whole:
         """The workers that keep what others bring."""
         self._work("tidy", self._tidy)
         self._work("pulse", self.pulse.step)
-        self.keeper.wake = self._work("keep", self.keeper.step).wake
+        self.keeper.wake = self._work("keep", self.keeper.step, breath=GATHER).wake
         self.evidence.open()
         self.evidence.wake = self._work("evidence", self.evidence.step, Care(LONGEST_CALL, self.evidence.give_up)).wake
 
@@ -261,7 +261,7 @@ class Whole:
         attempt("Stopping the collectors", lambda: self._stop_collectors(deadline - 6.5))
         attempt("Stopping the OTLP receiver", self.looking.otlp.stop)
         self._stop_more()
-        attempt("Queueing what was kept", self.keeper.step)
+        attempt("Queueing what was kept", self.keeper.close)
         attempt("The last push", lambda: self._stop_sender(deadline - 3.0))
         attempt("The last heartbeat", lambda: self._stop_heartbeat(deadline - 1.0))
         attempt("Writing the evidence", lambda: self._stop_evidence(deadline - 0.5))

@@ -14,7 +14,7 @@ import pytest
 from observer_agent.dashboard import Page, Server, static_pages
 from observer_agent.dashboard.access import FAILURES_MAX, SESSION_SECONDS, SESSIONS_MAX, Access, Entry, set_cookie
 from observer_agent.dashboard.history import EVERY, POINTS_MAX, History
-from observer_agent.dashboard.server import BODY_MAX, FORM, HANDLERS_MAX
+from observer_agent.dashboard.server import BODY_MAX, FORM, HANDLERS
 from observer_agent.model import Ledger
 from tests.fakes import FakeClock
 
@@ -63,7 +63,7 @@ def test_known_paths_and_no_others(serve):
     assert ask(server, "/etc/passwd")[0] == 404
     assert ask(server, "/login")[0] == 404
     assert ask(server, "/api/state", "POST")[0] == 405
-    assert ask(server, "/api/state", "PUT")[0] == 501
+    assert ask(server, "/api/state", "PUT")[0] == 405
 
 
 @pytest.mark.parametrize(("path", "method"), [("/", "GET"), ("/none", "GET"), ("/", "POST"), ("/", "PUT")])
@@ -161,7 +161,7 @@ def test_a_form_that_another_site_sends_is_refused(serve, headers):
     [
         (b"token=" + b"x" * BODY_MAX, {"Content-Type": FORM}, 413),
         (b"token=s3cret", {"Content-Type": "application/json"}, 415),
-        (b"token=s3cret", {"Content-Type": FORM, "Content-Length": "-1"}, 411),
+        (b"token=s3cret", {"Content-Type": FORM, "Content-Length": "-1"}, 400),
         (b"token=%ff%00&token=s3cret", {"Content-Type": FORM}, 401),
         (b"&" * 100, {"Content-Type": FORM}, 401),
         (b"", {"Content-Type": FORM}, 401),
@@ -216,18 +216,28 @@ def test_a_client_that_says_nothing_holds_up_nobody(serve):
         assert ask(server, "/api/state")[0] == 200
 
 
-def test_connections_beyond_twelve_are_turned_away_and_threads_stay_bounded(serve):
+def test_connections_beyond_eight_wait_and_threads_stay_bounded(serve):
     server = serve()
     with ExitStack() as stack:
-        mute = [socket.create_connection(("127.0.0.1", server.server_port), 10) for _ in range(HANDLERS_MAX)]
+        mute = [socket.create_connection(("127.0.0.1", server.server_port), 10) for _ in range(HANDLERS)]
         for each in mute:
             stack.enter_context(each)
             each.sendall(b"GET /api")
-        assert ask(server, "/api/state")[0] == 503
-        assert sum(thread.name == "page" for thread in threading.enumerate()) <= HANDLERS_MAX
+        until(lambda: answering() == HANDLERS)
+        late = stack.enter_context(socket.create_connection(("127.0.0.1", server.server_port), 10))
+        late.sendall(b"GET /api/state HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        late.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            late.recv(1)
+        assert answering() == HANDLERS
         mute[0].sendall(b"/state HTTP/1.0\r\nHost: localhost\r\n\r\n")
         assert mute[0].makefile("rb").read().startswith(b"HTTP/1.0 200")
-        until(lambda: ask(server, "/api/state")[0] == 200)
+        late.settimeout(10)
+        assert late.makefile("rb").read().startswith(b"HTTP/1.0 200")
+
+
+def answering():
+    return sum(thread.name == "dashboard-request" for thread in threading.enumerate())
 
 
 def test_a_connection_that_takes_too_long_is_cut(serve):
@@ -248,7 +258,7 @@ def test_a_page_that_fails_is_logged_and_the_next_is_served(serve, caught):
     server = serve(pages={"/": fail, **PAGES})
     with pytest.raises((http.client.HTTPException, ConnectionError)):
         ask(server, "/")
-    until(lambda: "Answering the local page failed" in caught.text)
+    until(lambda: "Answering on dashboard failed" in caught.text)
     assert ask(server, "/api/state")[0] == 200
 
 

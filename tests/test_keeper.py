@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import pytest
 
 from observer_agent.diskqueue import Bounds, open_queue
 from observer_agent.errors import DiskFull
-from observer_agent.keeper import AGAIN, IDLE, Keeper
+from observer_agent.keeper import AGAIN, GATHER_MAX, IDLE, Keeper
 from observer_agent.model import Answer, Fate, Sample, Status
 from tests.fakes import FakeClock
 
@@ -85,3 +90,99 @@ def test_the_account_survives_a_restart(queue, tmp_path):
     old = again.ledgers()[0]
     assert (old.given, old.pending, old.lost) == (4, 1, {"disk_full": 3})
     again.close()
+
+
+def gathering(queue):
+    """A keeper whose thread is woken by counting."""
+    wakes = []
+    keeper = Keeper(queue, FakeClock())
+    keeper.wake = lambda: wakes.append(1)
+    return keeper, wakes
+
+
+def test_what_repeats_gathers_and_what_changes_goes_at_once_with_all_before_it(queue):
+    keeper, wakes = gathering(queue)
+    keeper.put([sample("a", 1)])
+    keeper.put([sample("b", 1)])
+    assert queue.depth == 2, "the first verdict of a metric is news"
+    for value in (2, 3):
+        keeper.put([sample("a", value)])
+        keeper.put([sample("b", value)])
+    assert (queue.depth, len(wakes)) == (2, 1)
+    keeper.put([replace(sample("a", 4), status=Status.UNHEALTHY)])
+    assert queue.depth == 7
+    keeper.put([sample("b", 4)])
+    assert (queue.depth, len(wakes)) == (7, 2)
+    assert keeper.step() == IDLE and queue.depth == 8
+    values = [json.loads(data) for data in drain(queue)]
+    came = [(row["metric_id"], row["value"]) for row in values]
+    assert came == [("a", 1), ("b", 1), ("a", 2), ("b", 2), ("a", 3), ("b", 3), ("a", 4), ("b", 4)]
+
+
+def test_nothing_gathers_without_end(queue):
+    keeper, _ = gathering(Door(queue))
+    keeper.put([sample("a", 0)])
+    for value in range(1, GATHER_MAX):
+        keeper.put([sample("a", value)])
+    assert queue.depth == 1
+    keeper.put([sample("a", GATHER_MAX)])
+    assert len(drain(queue)) + sum(queue.lost().values()) == GATHER_MAX + 1
+
+
+def test_a_close_takes_everything_to_the_file_and_later_puts_go_there_by_themselves(queue):
+    keeper, wakes = gathering(queue)
+    for value in range(3):
+        keeper.put([sample("a", value)])
+    assert queue.depth == 1
+    keeper.close()
+    assert queue.depth == 3
+    keeper.put([sample("a", 3)])
+    assert (queue.depth, len(wakes)) == (4, 1)
+
+
+def test_what_has_gathered_is_kept_when_the_file_takes_nothing_and_does_not_overtake(queue):
+    door = Door(queue)
+    keeper, _ = gathering(door)
+    keeper.put([sample("a", 0), sample("b", 0)])
+    keeper.put([sample("a", 1), sample("b", 1)])
+    door.shut = True
+    assert keeper.step() == AGAIN
+    keeper.put([sample("a", 2)])
+    assert keeper.waiting() == (2, 1)
+    door.shut = False
+    keeper.close()
+    assert keeper.waiting() == (2, 1), "it is tried again when the time has come"
+    keeper._clock.advance(AGAIN)
+    keeper.close()
+    wanted = [("a", 0), ("b", 0), ("b", 1), ("a", 2)]
+    assert drain(queue) == [sample(m, v).encode() for m, v in wanted]
+    (ledger,) = queue.ledgers()
+    assert (ledger.given, ledger.accepted, ledger.lost) == (5, 4, {"disk_full": 1})
+
+
+def test_many_threads_lose_nothing_and_keep_the_order_of_each_metric(tmp_path):
+    queue = open_queue(tmp_path / "q.db", Bounds(100_000), FakeClock())
+    keeper, _ = gathering(queue)
+    statuses = [Status.HEALTHY, Status.HEALTHY, Status.HEALTHY, Status.UNHEALTHY]
+    ended = threading.Event()
+
+    def bring(metric):
+        for value in range(400):
+            keeper.put([replace(sample(metric, value), status=statuses[value % 4])])
+
+    def come_by():
+        while not ended.is_set():
+            keeper.step()
+
+    with ThreadPoolExecutor(9) as pool:
+        thread = pool.submit(come_by)
+        done = [pool.submit(bring, f"m{n}") for n in range(8)]
+        assert [each.result(60) for each in done] == [None] * 8
+        ended.set()
+        assert thread.result(20) is None
+    keeper.close()
+    came = {}
+    for row in map(json.loads, drain(queue)):
+        came.setdefault(row["metric_id"], []).append(row["value"])
+    queue.close()
+    assert came == {f"m{n}": list(range(400)) for n in range(8)}

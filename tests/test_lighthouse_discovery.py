@@ -393,6 +393,7 @@ def test_a_role_that_is_not_in_force_yet_is_waited_for(stage):
     assert len(stage.console.taken[0]) == 3, "the first snapshot is whole"
 
 
+@pytest.mark.slow
 def test_what_was_seen_stays_when_it_is_denied_and_goes_when_it_is_absent(stage):
     fill(stage.api, "prod")
     stage.discover()
@@ -419,6 +420,7 @@ def test_a_kind_that_may_be_listed_but_not_watched_is_listed_again_and_again(sta
 # Lists, watches, tokens, faults
 
 
+@pytest.mark.slow
 def test_w24_five_thousand_objects_come_in_pages(stage):
     for number in range(5000):
         stage.api.put("ingresses", kubeapi.ingress("prod", f"web{number:04}", f"h{number:04}.example.com"))
@@ -442,6 +444,7 @@ def test_a_list_whose_pages_expire_is_begun_again(stage):
     assert len(stage.api.lists("ingresses")) == 5
 
 
+@pytest.mark.slow
 def test_what_changes_while_pages_are_read_is_not_missed(stage):
     for number in range(30):
         stage.api.put("ingresses", kubeapi.ingress("prod", f"web{number:02}", f"h{number:02}.example.com"))
@@ -453,6 +456,7 @@ def test_what_changes_while_pages_are_read_is_not_missed(stage):
     assert stage.console.taken[-1][0].host == "aaa.example.com"
 
 
+@pytest.mark.slow
 def test_w10_a_watch_goes_on_from_its_bookmark(stage):
     stage.discover(pace=replace(QUICK, watch=2.0))
     stage.until(lambda: stage.console.taken)
@@ -482,6 +486,7 @@ def test_w10_after_410_the_list_is_made_again_at_once(stage, as_event):
     assert len(api.lists("services")) == 2
 
 
+@pytest.mark.slow
 def test_w10_the_list_is_made_again_from_time_to_time(stage):
     stage.discover(pace=replace(QUICK, watch=1.0, relist=0.1))
     stage.until(lambda: len(stage.api.lists("ingresses")) >= 3)

@@ -268,7 +268,12 @@ def test_a_chain_of_aliases_is_followed_to_its_end():
 def test_an_alias_that_leads_nowhere():
     reading = ask(answering("{} 60 IN CNAME a.test."))
     assert (reading.reason, reading.fault) == ("ENODATA", Fault.TARGET)
-    assert "a.test" in reading.detail["error"]
+    assert reading.detail["aliases"] == ["a.test"]
+
+
+def test_no_answer_of_a_resolver_stands_in_a_text_that_is_logged():
+    reading = ask(answering("{} 60 IN CNAME a.test."))
+    assert "aliases" in reading.detail["error"] and "a.test" not in reading.detail["error"]
 
 
 def test_aliases_in_a_circle_end():

@@ -17,11 +17,11 @@ from observer_agent import status
 from observer_agent.config import LIGHTHOUSE
 from observer_agent.dashboard.history import History
 from observer_agent.dashboard.private import PrivateServer, path_of
-from observer_agent.dashboard.server import LOGIN, NOTICE, Page, Pages, Server
+from observer_agent.dashboard.server import HANDLERS, LOGIN, NOTICE, Page, Pages, Server
 from observer_agent.whole import Whole
 from observer_agent.worker import Worker
 
-__all__ = ["Page", "Pages", "Server", "pages", "serve", "static_pages"]
+__all__ = ["HANDLERS", "Page", "Pages", "Server", "pages", "serve", "static_pages"]
 
 log = logging.getLogger(__name__)
 

@@ -1,33 +1,22 @@
 """The local page's server: requests of known paths in, pages out, under headers that keep a browser from harm.
 
-It accepts on the thread `dashboard` and answers each connection on a thread `page`, at most twelve at a time; a
-connection that takes too long is cut. Without a token only the names of this machine are served: a web page elsewhere
-may point a name of its own at 127.0.0.1, and its requests still carry that name.
+A `Listener` with at most eight connections at a time. Without a token only the names of this machine are served: a web
+page elsewhere may point a name of its own at 127.0.0.1, and its requests still carry that name.
 """
 
 from __future__ import annotations
 
-import logging
-import socket
-import threading
 from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import parse_qs
 
+from observer_agent import listener
 from observer_agent.clock import Clock
-from observer_agent.config import LOOPBACK
 from observer_agent.dashboard.access import Access, Entry, set_cookie
-from observer_agent.worker import attempt, spawn
+from observer_agent.listener import BadBody, Listener, TooLarge
 
-log = logging.getLogger(__name__)
-
-SLOWEST_CLIENT = 5.0  # for one read or write
-LONGEST_REQUEST = 15.0  # for all of it
-POLL = 0.1  # how soon the server notices that it shall stop
-HANDLERS_MAX = 12
+HANDLERS = 8
 BODY_MAX = 4096
-DRAINED_MAX = 16 * BODY_MAX
 FORM = "application/x-www-form-urlencoded"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -38,7 +27,6 @@ HEADERS = {
     "Content-Security-Policy": POLICY,
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
 
@@ -57,85 +45,24 @@ OPEN = frozenset((LOGIN, "/page.css", "/page.js"))  # what the form needs: nothi
 NOTICE = b"<!-- notice -->"
 
 
-class Server(HTTPServer):
+class Server(Listener):
     """The listening server; `url` says where. With a token, `pages` holds the form under `/login`."""
 
-    request_queue_size = 32
-
     def __init__(self, host: str, port: int, pages: Pages, token: str | None, *, clock: Clock | None = None) -> None:
+        clock = clock or Clock()
         self.pages = pages
-        self.clock = clock or Clock()
-        self.access = Access(token, self.clock) if token else None
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._lock = threading.Lock()
-        self._open: dict[socket.socket, float] = {}
-        super().__init__((host, port), Handler)
+        self.access = Access(token, clock) if token else None
+        super().__init__("dashboard", (host, port), Handler, clock=clock, handlers=HANDLERS)
 
     @property
     def url(self) -> str:
         """Where it listens."""
-        host = str(self.server_address[0])
-        return f"http://[{host}]:{self.server_port}" if ":" in host else f"http://{host}:{self.server_port}"
-
-    def start(self) -> None:
-        """Serves on a thread of its own until `stop`."""
-        spawn("dashboard", lambda: self.serve_forever(poll_interval=POLL))
-
-    def stop(self) -> None:
-        """Stops serving and closes the socket."""
-        self.shutdown()
-        self.server_close()
-
-    def server_bind(self) -> None:
-        """As the base class, without its look-up of the host's name, which may wait for a name server."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """A thread for the connection, or a short no where twelve are busy."""
-        with self._lock:
-            full = len(self._open) >= HANDLERS_MAX
-            if not full:
-                self._open[request] = self.clock.monotonic()
-        if full:
-            _refuse(request)
-            self.shutdown_request(request)
-            return
-        spawn("page", lambda: attempt("Answering the local page", lambda: self._serve(request, client_address)))
-
-    def shutdown_request(self, request: Any) -> None:
-        """Closes a connection; its place is free for another."""
-        with self._lock:
-            self._open.pop(request, None)
-        super().shutdown_request(request)
-
-    def service_actions(self) -> None:
-        """Cuts connections that have taken too long; the base class calls this ten times a second."""
-        now = self.clock.monotonic()
-        with self._lock:
-            for request, since in self._open.items():
-                if now - since > LONGEST_REQUEST:
-                    _cut(request)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes away in the middle is nobody's fault."""
-        log.debug("A client of the local page went away")
-
-    def _serve(self, request: socket.socket, client_address: Any) -> None:
-        try:
-            self.finish_request(request, client_address)
-        except OSError:
-            self.handle_error(request, client_address)
-        finally:
-            self.shutdown_request(request)
+        return f"http://{self.at}"
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(listener.Handler):
     """GET and HEAD of a known path, POST of the two forms, nothing else."""
 
-    timeout = SLOWEST_CLIENT
     server: Server
 
     def do_GET(self) -> None:
@@ -163,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
         """Whether the request may pass; where not, the answer has been sent."""
         access = self.server.access
         if access is None:
-            if not self._is_local():
+            if not self.is_local():
                 self._send(_text(403, "this page is served under the names of this machine only"))
                 return False
             return True
@@ -175,13 +102,8 @@ class Handler(BaseHTTPRequestHandler):
         elif entry is Entry.CLOSED and path == HOME:
             self._redirect(LOGIN)
         elif entry is not Entry.OPEN:
-            self._send(_text(401, "a bearer token is needed"), **{"WWW-Authenticate": 'Bearer realm="observer-agent"'})
+            self._send(_text(401, "a bearer token is needed"), WWW_Authenticate='Bearer realm="observer-agent"')
         return entry is Entry.OPEN
-
-    def _is_local(self) -> bool:
-        host = self.headers.get("Host", "").strip()
-        name = host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
-        return name.lower() in LOOPBACK
 
     def _is_own(self) -> bool:
         """Whether a form comes from a page of ours, as far as the browser says; others send no such headers.
@@ -196,18 +118,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes | None:
         """The form's body; None where it is none of ours, and the answer has been sent."""
-        length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit()):
-            self._send(_text(411, "the length is missing"))
-        elif len(length) > 9 or int(length) > BODY_MAX:
-            self.rfile.read(
-                min(int(length[:9]), DRAINED_MAX)
-            )  # a connection closed with unread bytes would take the answer with it
-            self._send(_text(413, "the form is too large"))
-        elif self.headers.get_content_type() != FORM:
+        if self.headers.get_content_type() != FORM:
             self._send(_text(415, f"a form is sent as {FORM}"))
-        else:
-            return self.rfile.read(int(length))
+            return None
+        try:
+            return b"".join(self.pieces(BODY_MAX))
+        except TooLarge:
+            self._send(_text(413, "the form is too large"))
+        except (BadBody, OSError) as error:
+            self._send(_text(400, f"the form cannot be read: {error}"))
         return None
 
     def _log_in(self, access: Access, body: bytes) -> None:
@@ -226,52 +145,21 @@ class Handler(BaseHTTPRequestHandler):
         return Page(status, page.content_type, page.body.replace(NOTICE, f'<p role="alert">{notice}</p>'.encode()))
 
     def _later(self, access: Access, page: Page) -> None:
-        self._send(page, **{"Retry-After": str(max(1, access.retry_after()))})
+        self._send(page, Retry_After=str(max(1, access.retry_after())))
 
     def _redirect(self, to: str, cookie: str | None = None) -> None:
-        headers = {"Location": to} | ({"Set-Cookie": cookie} if cookie else {})
+        headers = {"Location": to} | ({"Set_Cookie": cookie} if cookie else {})
         self._send(_text(303, "see " + to), **headers)
 
     def _send(self, page: Page, **more: str) -> None:
-        self.send_response(page.status)
-        self.send_header("Content-Type", f"{page.content_type}; charset=utf-8")
-        self.send_header("Content-Length", str(len(page.body)))
-        for name, value in more.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(page.body)
+        self.say(page.status, page.body, f"{page.content_type}; charset=utf-8", **more)
 
     def end_headers(self) -> None:
-        """Every answer, the base class's own included, carries the protecting headers."""
+        """Every answer carries the protecting headers."""
         for name, value in HEADERS.items():
             self.send_header(name, value)
         super().end_headers()
 
-    def version_string(self) -> str:
-        return "observer-agent"
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Requests of the local page are not logged."""
-
 
 def _text(status: int, line: str) -> Page:
     return Page(status, "text/plain", f"{line}\n".encode())
-
-
-def _refuse(request: socket.socket) -> None:
-    """Says 503 as far as that needs no waiting."""
-    body = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
-    try:
-        request.setblocking(False)
-        request.send(body)
-    except OSError:
-        log.debug("A client of the local page went away")
-
-
-def _cut(request: socket.socket) -> None:
-    """Ends both directions; the thread that waits for the connection goes on at once."""
-    try:
-        request.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        log.debug("A client of the local page went away")

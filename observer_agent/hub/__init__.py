@@ -1,6 +1,7 @@
 """observer-hub: the cloud that you host yourself, a program of its own.
 
-    cli.py         the front door: commands; keys_cli.py, webhook_cli.py and document_cli.py hold the groups
+    cli.py         the front door: commands; keys_cli.py, job_cli.py, webhook_cli.py and document_cli.py hold
+                   the groups
     asked.py       what commands share: errors as one line, who asks
     production.py  several processes under gunicorn
     settings.py    environment and options to frozen settings; a complaint names its key
@@ -25,7 +26,7 @@
     expose.py      the Prometheus text format; remote.py and remote_format.py write to one
     ticker.py      what is done without being asked; lease.py: by one process at a time
     wire.py        pure: bodies and headers of agents to words, bad rows to reject codes
-    pings.py       pure: pings of jobs, held against their form
+    pings.py       pure: pings of jobs, held against their form; jobs.py: what becomes of them, job_store.py keeps it
     fencing.py     pure: whose process is the newest
     ranges.py      pure: sets of row ids as ranges
     apply.py       documents of definitions to the store: one transaction, nothing or all of it

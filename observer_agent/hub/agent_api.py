@@ -73,10 +73,12 @@ class _AgentApi:
         return jsonify({"definitions_version": self._look.definitions(current_agent()).version})
 
     def relay(self) -> Response:
-        """Pings of jobs: this version has no heartbeat metrics, so every token is unknown, and the answer says so."""
-        found = pings.codes(_body())
+        """Pings of jobs, from whichever process of the agent: they are the job's, not its own."""
+        found = pings.read(_body(), self._store.now())
         self._store.notice(current_agent(), _started())
-        return jsonify({"accepted": 0, "rejected": [{"index": at, "code": code} for at, code in enumerate(found)]})
+        codes = self._store.jobs.take(current_agent().id, found)
+        rejected = [{"index": at, "code": code} for at, code in enumerate(codes) if code]
+        return jsonify({"accepted": len(codes) - len(rejected), "rejected": rejected})
 
     def log_line(self) -> Response:
         """Taken and let go: this version keeps no log lines of agents."""

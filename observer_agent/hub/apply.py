@@ -19,7 +19,7 @@ from sqlalchemy import Connection, delete, exists, or_, update
 from observer_agent import document
 from observer_agent.document import Document, Remark
 from observer_agent.errors import DocumentError, InvalidConfig
-from observer_agent.hub import audit, schema
+from observer_agent.hub import audit, jobs, schema
 from observer_agent.hub.difference import Change, Difference, compare
 from observer_agent.hub.form import METRIC, PAGE, SECTIONS, SERVICE, Forms, held, metric_form
 from observer_agent.hub.hot import Bulk
@@ -65,11 +65,14 @@ def check(source_type: str, config: Mapping[str, Any]) -> str | None:
     """Holds a configuration against the parser of its source type, or returns a note; raises InvalidConfig."""
     from observer_agent import probes
 
+    if source_type == document.HEARTBEAT:
+        jobs.parse(config)
+        return None
     if source_type in probes.SOURCES:
         probes.parse(source_type, config)
         older = f"the source type {source_type} is ours: agents of other makes, and older ones, do not know it"
         return None if source_type in SOURCE_TYPES else older
-    known = [*dict.fromkeys((*SOURCE_TYPES, *probes.SOURCES)), document.NO_PROBE]
+    known = [*dict.fromkeys((*SOURCE_TYPES, *probes.SOURCES)), *document.UNRULED]
     near = difflib.get_close_matches(source_type, known, 1)
     hint = f"did you mean {near[0]}?" if near else f"write one of {', '.join(known)}"
     raise InvalidConfig(f"source_type: {ascii(source_type)[:66]} is not known: {hint}")

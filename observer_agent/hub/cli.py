@@ -17,6 +17,7 @@ import click
 from observer_agent import __version__
 from observer_agent.hub.asked import guarded
 from observer_agent.hub.document_cli import register
+from observer_agent.hub.job_cli import job
 from observer_agent.hub.keys_cli import key
 from observer_agent.hub.lighthouse.cli import lighthouse
 from observer_agent.hub.webhook_cli import webhook
@@ -32,6 +33,7 @@ def main() -> None:
 
 main.add_command(webhook)
 main.add_command(key)
+main.add_command(job)
 main.add_command(lighthouse)
 
 

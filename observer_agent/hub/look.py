@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, RowMapping, Table, func, select
 
 from observer_agent.clock import Clock, iso
+from observer_agent.document import UNRULED
 from observer_agent.hub import schema
 from observer_agent.hub.alerts import Alerts
 from observer_agent.hub.alerts import read as read_alerts
@@ -19,7 +20,7 @@ from observer_agent.hub.database import Database
 from observer_agent.hub.fencing import is_duplicate
 from observer_agent.hub.machines import unpack
 from observer_agent.hub.rollup import patience
-from observer_agent.hub.store import NO_PROBE, REVISION, UNMANAGED, Agent
+from observer_agent.hub.store import REVISION, UNMANAGED, Agent
 
 ONLINE_SECONDS = 90.0
 LISTED_QUEUES = 20
@@ -165,7 +166,7 @@ def _offered(conn: Connection) -> list[tuple[str, list[str]]]:
     metrics = schema.metrics
     query = (
         select(metrics.c.definition, metrics.c.agents)
-        .where(metrics.c.managed.is_(True), metrics.c.source_type.not_in((NO_PROBE, UNMANAGED)))
+        .where(metrics.c.managed.is_(True), metrics.c.source_type.not_in((*UNRULED, UNMANAGED)))
         .order_by(metrics.c.key)
     )
     return [(each.definition, json.loads(each.agents)) for each in conn.execute(query)]

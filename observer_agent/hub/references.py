@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, select
 
-from observer_agent.document import NO_PROBE, Document, Metric, Remark, metric_id
+from observer_agent.document import HEARTBEAT, NO_PROBE, Document, Metric, Remark, metric_id
 from observer_agent.hub import schema
 from observer_agent.hub.form import METRIC, PAGE, SECTIONS, Forms
 from observer_agent.nodes import shown
@@ -122,7 +122,7 @@ class _References:
         for item in services:
             for slo, line in zip(item.body["slos"], item.lines, strict=True):
                 source_type = types.get(slo["metric"])
-                if source_type is None or source_type in probes.SOURCES:
+                if source_type is None or source_type == HEARTBEAT or source_type in probes.SOURCES:
                     continue
                 what = f"service {shown(item.key)}: slo {shown(slo['key'])} is stored and not evaluated"
                 why = "manual: no agent looks at it" if source_type == NO_PROBE else f"of the source type {source_type}"

@@ -26,6 +26,7 @@ from observer_agent.hub.intake import UNMANAGED_MAX as UNMANAGED_MAX
 from observer_agent.hub.intake import Fenced as Fenced
 from observer_agent.hub.intake import Intake, Push
 from observer_agent.hub.intake import Taken as Taken
+from observer_agent.hub.job_store import Jobs
 from observer_agent.hub.keys import REVISION as REVISION
 from observer_agent.hub.keys import Agent as Agent
 from observer_agent.hub.keys import Keys
@@ -33,7 +34,6 @@ from observer_agent.hub.keys import digest as digest
 from observer_agent.hub.partitions import Partitions
 from observer_agent.hub.wire import Heartbeat, PushSequence, Row
 
-NO_PROBE = "manual"
 CHUNK = 500
 
 
@@ -57,6 +57,7 @@ class Store:
         self._intake = Intake(clock, self.judge)
         self.keys = Keys(database, clock)
         self.partitions = Partitions(database)
+        self.jobs = Jobs(database, clock, self.partitions)
 
     def now(self) -> float:
         """The hub's wall clock, in seconds since 1970."""

@@ -68,6 +68,7 @@ class Ticker:
         self.also("clocks", self._clocks)
         self.also("roll", self._roller.step)
         self.also("lighthouses", self._silence.step)
+        self.also("jobs", self._store.jobs.step)
         self._supervisor.add(self._courier.worker)
         if self._exporter:
             self.also("export", self._exporter.step)
@@ -82,6 +83,7 @@ class Ticker:
             worker.join(until - self._clock.monotonic())
         self._courier.stop()
         self._roller.stop()
+        self._store.jobs.stop()
         if self._exporter:
             self._exporter.stop()
 

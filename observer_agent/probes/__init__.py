@@ -32,6 +32,7 @@ from observer_agent.probes import (
     udp,
     websocket,
 )
+from observer_agent.probes._disks import Disks
 from observer_agent.probes._evidence import facts, shown
 from observer_agent.probes._otlp import Receiver
 from observer_agent.probes._reasons import Reason
@@ -39,7 +40,7 @@ from observer_agent.probes._registry import Registry
 from observer_agent.probes._tools import Tools
 
 __all__ = [
-    "SOURCES", "Prober", "Reason", "Receiver", "Registry", "SourceType", "Tools", "UnknownSourceType",
+    "SOURCES", "Disks", "Prober", "Reason", "Receiver", "Registry", "SourceType", "Tools", "UnknownSourceType",
     "facts", "parse", "shown",
 ]  # fmt: skip
 

@@ -94,7 +94,8 @@ def judge(answer: Answer, question: Question, by_choice: bool) -> None:
         reason, text = _CODES.get(answer.code, unnamed)
         raise Failed(reason, text, Fault.TARGET if by_choice else None)
     if not answer.records:
-        name = f"{answer.aliases[-1]}, where its aliases lead," if answer.aliases else "the name"
+        # Where they lead is an answer: it stays in the detail, log lines may leave.
+        name = "the name to which its aliases lead" if answer.aliases else "the name"
         raise Failed(Reason.DNS_NODATA, f"{name} has no {question.record_type} record")
 
 

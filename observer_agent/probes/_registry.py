@@ -27,7 +27,7 @@ from observer_agent.probes._slots import Late, NoThread, Slots, Taken
 log = logging.getLogger(__name__)
 
 GROUP: Final = "observer_agent.probes"
-MOST: Final = 32  # each name may have a thread of its own
+MOST: Final = 32  # each may be looked at by many definitions
 LOADING: Final = 10.0  # seconds for all files and packages together
 LARGEST: Final = 1_048_576
 DESCRIPTION: Final = 200

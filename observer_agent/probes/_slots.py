@@ -14,7 +14,6 @@ from typing import Any, Final
 from observer_agent.clock import Alarm, Clock
 from observer_agent.worker import Outcome, outcome_of, spawn
 
-
 THREADS: Final = 16
 ANY: Final = ""  # whoever waits for no slot but for a thread
 

@@ -68,7 +68,6 @@ class Tools:
         policy: Policy | None = None,
         custom: Registry | None = None,
         otlp: Receiver | None = None,
-        disks: Disks | None = None,
     ) -> None:
         self.clock = clock
         self.resolver = resolver
@@ -81,7 +80,7 @@ class Tools:
         self.wallet = Wallet()
         self.contexts = Contexts()
         self.counters = Counters()
-        self.disks = disks or Disks(clock)
+        self.disks = Disks(clock)  # an agent puts the same in after a reload, so that what hangs stays bounded
 
 
 class Run:
