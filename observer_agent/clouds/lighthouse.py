@@ -12,11 +12,11 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Protocol
 
 from observer_agent import backoff
 from observer_agent.clock import Clock
 from observer_agent.clouds import _lighthouse_wire as wire
+from observer_agent.clouds._calls import Calls
 from observer_agent.clouds._lighthouse_wire import Beat, Discovered, LighthouseOrders
 from observer_agent.model import Answer, Batch, Fate
 from observer_agent.transport import CALL_SECONDS, Reply
@@ -42,23 +42,6 @@ METRICS_HEADERS = {
 SHUTDOWN_SECONDS = 5.0
 NO_BLAME = (401, 403, 407, 408, 409, 410, 421, 425, 429)
 _DELETED = re.compile(r"\b(deleted|gone|no longer exists)\b", re.I)
-
-
-class Calls(Protocol):
-    """What carries the calls: a line that follows a changing access."""
-
-    def call(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-        seconds: float = CALL_SECONDS,
-    ) -> Reply:
-        """One request and its answer within `seconds`."""
-
-    def close(self) -> None:
-        """Closes the kept connection."""
 
 
 class Process:

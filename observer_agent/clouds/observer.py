@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from observer_agent import backoff
 from observer_agent.clock import Clock, iso
+from observer_agent.clouds._calls import Calls
 from observer_agent.logs import Throttle
 from observer_agent.model import Answer, Batch, DefinitionSet, Fate, Health, Ledger, Orders, Reject
 from observer_agent.transport import CALL_SECONDS, Reply
@@ -26,23 +27,6 @@ SUSPENDED_SECONDS = 900.0
 TEXT_MAX = 200
 VERSION_MAX = 128
 DELIVERY_MAX = 20
-
-
-class Calls(Protocol):
-    """What carries the calls: a `Transport`, or a line that follows a changing access."""
-
-    def call(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-        seconds: float = CALL_SECONDS,
-    ) -> Reply:
-        """One request and its answer within `seconds`."""
-
-    def close(self) -> None:
-        """Closes the kept connection."""
 
 
 def headers(key: str, started_at: str | None, version: str) -> dict[str, str]:
