@@ -33,6 +33,7 @@ POOL_MAX = 32
 SLOW_MAX = POOL_MAX * 3 // 4  # threads that slow definitions may hold; the others are for those that answer
 SLOW_MS = 1000.0
 LONGEST_SLEEP = 3600.0
+BREATH = 0.02  # seconds from one waking to the next at least: to wake costs about as much as a quick look
 STILL = 2.0  # a wait that lasts this much longer than it should is no lateness, but a standstill
 WARN = 60.0
 
@@ -79,7 +80,7 @@ class Collector:
         self._listener = listener or Listener()
         self._on_transition = on_transition
         self._lock = threading.Lock()
-        self._lead = Lead(self._lock, clock, self._due)
+        self._lead = Lead(self._lock, clock, self._ready)
         self._alarm = clock.alarm()
         self._heap: list[tuple[float, int, Job]] = []
         self._jobs: dict[str, Job] = {}
@@ -89,6 +90,7 @@ class Collector:
         self._parked: deque[Job] = deque()  # slow ones that wait for another slow one to end
         self._stopping = False
         self._slept = clock.slept()
+        self._woke = 0.0  # when the leader's last sleep ended
         self._warn = Throttle(clock, WARN)
 
     # -- what other threads call
@@ -208,8 +210,7 @@ class Collector:
         while not self._stopping:
             with self._lock:
                 now = self._clock.monotonic()
-                due = self._due()
-                if due <= now + TOGETHER:
+                if self._heap and self._heap[0][0] <= now + TOGETHER:
                     job = heapq.heappop(self._heap)[2]
                     if job.slow and self._slow_runs >= SLOW_MAX:
                         self._park(job)
@@ -218,13 +219,15 @@ class Collector:
                     job.holds = job.slow
                     self._slow_runs += job.holds
                     return job
-            self._rest(now, min(due - now, LONGEST_SLEEP))
+                ready = self._ready()
+            self._rest(now, min(ready - now, LONGEST_SLEEP))
         return None
 
     def _rest(self, now: float, seconds: float) -> None:
         """The leader's wait; one that lasts longer than it should means that nothing ran meanwhile."""
         self._alarm.wait(seconds)
         after, slept = self._clock.monotonic(), self._clock.slept()
+        self._woke = after
         still, asleep = after - now - seconds, slept - self._slept
         if still >= STILL or asleep >= STILL:
             self._slept = slept
@@ -258,8 +261,9 @@ class Collector:
             self._alarm.ring()
             self._lead.rouse()
 
-    def _due(self) -> float:
-        return self._heap[0][0] if self._heap else math.inf
+    def _ready(self) -> float:
+        """When the leader is to wake for the next job; those that are due before that are taken together."""
+        return max(self._heap[0][0], self._woke + BREATH) if self._heap else math.inf
 
     def _run(self, job: Job, me: Thread) -> None:
         now = self._clock.monotonic()

@@ -109,7 +109,7 @@ def environment(env: Mapping[str, str], folder: Path = FOLDER) -> dict[str, str]
     out: dict[str, str] = {}
     if os.access(folder / "agent.env", os.R_OK):
         out.update(read_env_file(folder / "agent.env"))
-    if os.access(folder / "agent_key", os.R_OK):
+    if any(os.access(folder / name, os.R_OK) for name in ("agent_key", "lighthouse_token")):
         out["CREDENTIALS_DIRECTORY"] = str(folder)
     return {**out, **env}
 

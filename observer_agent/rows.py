@@ -137,6 +137,10 @@ class Rows:
         """A request is over and its rows may still wait: the cursor may not be beyond them."""
         self._cursor = min(self._cursor, flight.low - 1) if flight.low else self._cursor
 
+    def statuses(self) -> dict[str, str]:
+        """What each metric's run is one of."""
+        return {metric: status for metric, (status, _) in self._runs.items()}
+
     # -- transactions
 
     def write(self, tx: sqlite3.Connection) -> None:

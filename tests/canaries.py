@@ -1,7 +1,7 @@
 """Planted secrets and the search for them: in bytes as they are, and with their parts taken apart.
 
-`Canaries` plants and finds; `tee` keeps what an agent says; `Stay` runs a real agent, asks it for its pages and has every command
-tell what it knows; `Captured` is all that was left behind. Used by the canary tests of both dialects.
+`Canaries` plants and finds; `tee` keeps what an agent says; `Stay` runs a real agent, asks it for its pages and has
+every command tell what it knows; `Captured` is all that was left behind. Used by the canary tests of both dialects.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from observer_agent.sentlog import older, path_of, read
 from tests.servers import Server, answer, read_request
 
 DEPTH = 3
-AWKWARD = "\"\\/+%&<é"  # what JSON, URLs, HTML and base64 write in other ways
+AWKWARD = '"\\/+%&<é'  # what JSON, URLs, HTML and base64 write in other ways
+STORED = (".console", ".relay", ".definitions")  # files beside the queue that hold what was received
+OWN = "own "  # how the places of the agent's own secrets begin: settings, environment, accounts
 PAGES = ("/", "/api/state", "/metrics", "/healthz", "/readyz")
 
 
@@ -140,7 +142,9 @@ def echoing(status: int, more: bytes = b""):
         server.requests.append(request)
         line = base64.b64encode(request).decode()[:2000]
         plain = b" ".join(request.split())[:2000].decode("latin-1")
-        conn.sendall(answer(request + more, status, X_Asked=plain, X_Coded=line, WWW_Authenticate=f'Basic realm="{plain}"'))
+        conn.sendall(
+            answer(request + more, status, X_Asked=plain, X_Coded=line, WWW_Authenticate=f'Basic realm="{plain}"')
+        )
 
     return handler
 
@@ -153,7 +157,10 @@ def hostile(canaries: Canaries, where: str, status: int) -> bytes:
 
 
 class Allowed(NamedTuple):
-    """What the contract lets stay or leave: places and parts that begin with these, because of `why`."""
+    """What the contract lets stay or leave: places and parts that begin with these, because of `why`.
+
+    Without a word for places it is all but the agent's own secrets.
+    """
 
     places: str
     parts: tuple[str, ...]
@@ -172,18 +179,19 @@ class Captured:
             "log": (folder / "agent.log").read_bytes(),
             "page": b"".join(each.read_bytes() for each in folder.glob("page-*")),
             "record": b"".join(each.read_bytes() for each in (record, older(record)) if each.exists()),
-            "queue": b"".join(each.read_bytes() for each in (buffer, *folder.glob(f"{buffer.name}-*"))),
+            "queue": queue_of(buffer) + (folder / "while.queue").read_bytes(),
             "states": b"".join(each.read_bytes() for each in folder.glob("*.states")),
             "evidence": b"".join(each.read_bytes() for each in folder.glob("*.evidence*")),
             "processes": (folder / "cmdlines").read_bytes(),
             **{f"{each.stem} (command)": each.read_bytes() for each in folder.glob("*.said")},
+            **{f"stored {each.suffix}": each.read_bytes() for each in folder.glob("*.db.*") if each.suffix in STORED},
             **bundled(folder),
         }
         self.private = [each for each in folder.iterdir() if each.name.startswith(f"{buffer.name}.")]
         self.key = key
 
     def check(self, canaries: Canaries, allowed: tuple[Allowed, ...]) -> None:
-        """None of the secrets is in any of it but where it may be, and the key is in the one header where it belongs."""
+        """None of the secrets is in any of it but where it may be, and the key is in its header alone."""
         empty = {part for part, data in self.parts.items() if not data}
         assert empty <= {"states"}, "nothing was captured"
         found = {
@@ -206,9 +214,15 @@ class Captured:
         assert not [part for part, data in self.parts.items() if part != "wire" and key in b"\0".join(views(data))]
 
 
+def queue_of(buffer: Path) -> bytes:
+    """The bytes of the queue file and of those that belong to it."""
+    return b"".join(each.read_bytes() for each in (buffer, *buffer.parent.glob(f"{buffer.name}-*")))
+
+
 def may(rule: Allowed, place: str, part: str) -> bool:
     """Whether the rule is about this secret in this part."""
-    return place.startswith(rule.places) and part.startswith(rule.parts)
+    is_about = place.startswith(rule.places) if rule.places else not place.startswith(OWN)
+    return is_about and part.startswith(rule.parts)
 
 
 def bundled(folder: Path) -> dict[str, bytes]:
@@ -231,7 +245,7 @@ class Stay:
         self._before = before
 
     def run(self, during: Callable[[], object], told: Callable[[], list[str]]) -> None:
-        """Runs the agent through `during()`; then pages and commands tell what they know (`why` of each of `told()`)."""
+        """Runs the agent through `during()`; then pages and commands tell what they know, `why` of `told()`."""
         command = [*self._before, sys.executable, "-m", "observer_agent", "run", "--log-level", "debug"]
         with (self.folder / "agent.log").open("wb") as log:
             agent = subprocess.Popen(
@@ -241,6 +255,7 @@ class Stay:
             during()
             self._pages()
             (self.folder / "cmdlines").write_bytes(cmdlines())
+            (self.folder / "while.queue").write_bytes(queue_of(next(self.folder.glob("*.db"))))
             self._commands("while", told())
             agent.send_signal(signal.SIGTERM)
             assert agent.wait(60) == 0

@@ -39,6 +39,7 @@ class Console(ThreadingHTTPServer):
         self.always: dict = {}
         self.gates: dict[str, threading.Event] = {}  # a request waits until its endpoint's is set
         self.requests: list[tuple[str, dict, dict]] = []  # endpoint, headers, body
+        self.raw: list[tuple[str, bytes]] = []  # endpoint and body as it came, before it is answered
         self.changed = threading.Condition()
         self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
@@ -121,6 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
         except ValueError:
             body = {"raw": raw}
         endpoint = urlsplit(self.path).path.removeprefix("/api/lighthouse/v1/")
+        with self.server.changed:
+            self.server.raw.append((endpoint, raw))
+            self.server.changed.notify_all()
         if gate := self.server.gates.get(endpoint):
             gate.wait(60)
         status, said, headers = self.server.answer(endpoint, dict(self.headers), body)

@@ -1,7 +1,7 @@
-"""Secrets in checks, tokens, targets and a cluster around a real agent of the second dialect: none leaves, is logged or kept.
+"""Secrets in checks, tokens, targets and a cluster around a real agent of the second dialect: none leaves or is logged.
 
-Every type of check, succeeding and failing in each of its ways, in both forms of the wire, on a machine with host metrics
-and in a pod with discovery; a console that answers with hostile errors; checks that change and go away.
+Every type of check, succeeding and failing in each of its ways, in both forms of the wire, on a machine with host
+metrics and in a pod with discovery; a console that answers with hostile errors; checks that change and go away.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ ALLOWED = (
         (*LOCAL, "wire", "log", "record", "queue", "sent "),
         "a keyword's first 60 characters, expected DNS values, names of headers and an unknown type are in messages",
     ),
+    Allowed("", ("stored",), "what was received is kept for the next start, for this user alone (mode 0600)"),
 )
 
 
@@ -72,7 +73,16 @@ class Checks:
         self.made: list[dict] = []
         self.told: list[Server] = []
         self.wanted: dict[str, str] = {}
-        for make in (self.http, self.assertions, self.https, self.trouble, self.sockets, self.ssl, self.dns, self.broken):
+        for make in (
+            self.http,
+            self.assertions,
+            self.https,
+            self.trouble,
+            self.sockets,
+            self.ssl,
+            self.dns,
+            self.broken,
+        ):
             make()
 
     def add(self, name: str, state: str, kind: str, url: str, **more: object) -> None:
@@ -99,7 +109,7 @@ class Checks:
             "X-Custom": plant(f"{name} header"),
         }
         return {
-            "url": f"http://{user}@127.0.0.1:{port}/p?token={plant(f'{name} query')}&b=%20c#{plant(f'{name} fragment')}",
+            "url": f"http://{user}@127.0.0.1:{port}/p?token={plant(f'{name} query')}&b=%20#{plant(f'{name} fragment')}",
             "method": "POST",
             "request_body": f'{{"password":"{plant(f"{name} request body", tail="é")}"}}',
             "request_headers": [{"key": k, "value": v} for k, v in headers.items()],
@@ -119,16 +129,25 @@ class Checks:
         part = {"key": "X-Internal", "value": plant("contains expected header"), "match": "contains"}
         holds = {"key": "X-Held", "value": plant("held header"), "match": "exact"}
         for name, more in {
-            "keyword": {"keyword_check": f"{plant('said keyword')}{long}{plant('end of a keyword')}", "keyword_present": True},
+            "keyword": {
+                "keyword_check": f"{plant('said keyword')}{long}{plant('end of a keyword')}",
+                "keyword_present": True,
+            },
             "unwanted": {"keyword_check": "secret", "keyword_present": False},
-            "header missing": {"expected_headers": [{"key": plant("said header", "X-"), "value": "", "match": "present"}]},
+            "header missing": {
+                "expected_headers": [{"key": plant("said header", "X-"), "value": "", "match": "present"}]
+            },
             "header exact": {"expected_headers": [actual]},
             "header contains": {"expected_headers": [part]},
         }.items():
             target = self.serve(saying(hostile(self.canaries, name, 200)))
             self.add(name, "down", "http", f"{target.url}/?a={plant(f'{name} query')}", **more)
         good = answer(f"yes {plant('found keyword')}", X_Held=self.canaries.at["held header"])
-        more = {"keyword_check": self.canaries.at["found keyword"], "keyword_present": True, "expected_headers": [holds]}
+        more = {
+            "keyword_check": self.canaries.at["found keyword"],
+            "keyword_present": True,
+            "expected_headers": [holds],
+        }
         self.add("assertions", "up", "http", f"{self.serve(saying(good)).url}/", **more)
 
     def https(self) -> None:
@@ -168,7 +187,8 @@ class Checks:
                      keyword_present=True)  # fmt: skip
             self.add(f"{kind} other", "down", kind, f"127.0.0.1:{serve(plant(f'{kind} answer'))}", **said,
                      keyword_check=plant(f"{kind} expected"))  # fmt: skip
-            url = f"{kind}://{plant(f'{kind} user')}:{plant(f'{kind} password')}@127.0.0.1:{free_port()}/{plant(f'{kind} path')}"
+            user = f"{plant(f'{kind} user')}:{plant(f'{kind} password')}"
+            url = f"{kind}://{user}@127.0.0.1:{free_port()}/{plant(f'{kind} path')}"
             self.add(f"{kind} refused", "down", kind, url, request_body=plant(f"refused {kind} payload"))
 
     def _tcp_port(self, text: str) -> int:
@@ -180,7 +200,9 @@ class Checks:
     def ssl(self) -> None:
         ended = self.serve(saying(answer("")), tls=Authority().expired())
         plain = self._tcp_port(self.plant("no TLS greeting") * 10)
-        self.add("ssl", "up", "ssl", f"https://127.0.0.1:{self.tls_port}/{self.plant('ssl path')}?{self.plant('ssl query')}")
+        self.add(
+            "ssl", "up", "ssl", f"https://127.0.0.1:{self.tls_port}/{self.plant('ssl path')}?{self.plant('ssl query')}"
+        )
         self.add("ssl ended", "down", "ssl", f"127.0.0.1:{ended.port}")
         self.add("ssl plain", "down", "ssl", f"127.0.0.1:{plain}")
         self.add("ssl refused", "down", "ssl", f"127.0.0.1:{free_port()}")
@@ -189,7 +211,12 @@ class Checks:
         plant = self.plant
         for name, state, reply, more in (
             ("dns up", "up", answering(f'{{}} 60 IN TXT "{plant("dns answer up")}"'), {}),
-            ("dns down", "down", answering(f'{{}} 60 IN TXT "{plant("dns answer down")}"'), {"dns_expected_ips": ["other"]}),
+            (
+                "dns down",
+                "down",
+                answering(f'{{}} 60 IN TXT "{plant("dns answer down")}"'),
+                {"dns_expected_ips": ["other"]},
+            ),
             ("dns cname", "down", answering(f"{{}} 60 IN CNAME {plant('dns answer cname')}.example."), {}),
             ("dns nx", "down", answering(code="NXDOMAIN"), {"dns_expected_ips": [plant("said expected record")]}),
             ("dns refused", "down", answering(f'{{}} 60 IN TXT "{plant("dns answer refused")}"', code="REFUSED"), {}),
@@ -231,7 +258,7 @@ def changed(checks: Checks) -> list[dict]:
 
 def cluster(canaries: Canaries, api: kubeapi.KubeApi) -> None:
     """Objects with secrets in all that is not asked for."""
-    token = canaries.plant("service account token")
+    token = canaries.plant("own service account token")
     (api.folder / "token").write_text(token)
     api.rules.tokens = {token}
     api.rules.denied = {("list", "httproutes", "*"), ("list", "httproutes", "")}
@@ -307,17 +334,18 @@ def settings_of(canaries: Canaries, folder: Path, url: str, wire_form: str) -> d
         "LIGHTHOUSE_DATA_DIR": str(folder / "data"),
         "LIGHTHOUSE_HOST_METRICS": "true",
         "ENABLE_DEBUG_DASHBOARD": "true",
-        "DEBUG_DASHBOARD_TOKEN": plant("page token"),
-        "CANARY": plant("environment"),
-        "PROMETHEUS_PASSWORD": plant("password in the environment"),
-        "PROBE_SECRET": plant("a reference in the environment"),
-        "HTTPS_PROXY": f"http://{plant('proxy user')}:{plant('proxy password')}@127.0.0.1:1",
+        "DEBUG_DASHBOARD_TOKEN": plant("own page token"),
+        "CANARY": plant("own environment"),
+        "PROMETHEUS_PASSWORD": plant("own password in the environment"),
+        "PROBE_SECRET": plant("own a reference in the environment"),
+        "HTTPS_PROXY": f"http://{plant('own proxy user')}:{plant('own proxy password')}@127.0.0.1:1",
         "LOG_FORMAT": "text",
     }
 
 
 def through(console: Hostile, checks: Checks, place: str, wire_form: str) -> None:
     """The course of a run: hostile errors, the first states, changed checks, a resync, and what the place adds."""
+
     def states() -> dict[str, str]:
         return {row["check_id"]: {"ok": "up"}.get(row["new_state"], row["new_state"]) for row in console.events()}
 

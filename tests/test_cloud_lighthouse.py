@@ -540,6 +540,8 @@ def test_events_survive_a_damaged_file(queue, tmp_path):
         ("heartbeat_interval_seconds", -5, None),
         ("heartbeat_interval_seconds", 1e308, None),
         ("heartbeat_interval_seconds", 20.5, None),
+        ("heartbeat_interval_seconds", 10**1000, None),
+        ("heartbeat_interval_seconds", float("nan"), None),
         ("heartbeat_interval_seconds", True, None),
         ("heartbeat_interval_seconds", "20", None),
         ("flap_protection_threshold", 3, 3),
@@ -550,6 +552,8 @@ def test_events_survive_a_damaged_file(queue, tmp_path):
         ("paused", "false", None),
         ("config_etag", "", ""),
         ("config_etag", "x" * 2000, None),
+        ("config_etag", "\ud800", None),
+        ("lighthouse_id", "\udfff", None),
         ("checks", [], []),
         ("checks", None, None),
         ("checks", {}, None),
@@ -577,6 +581,18 @@ def test_w9_every_field_of_an_answer_is_looked_at_alone(field, raw, found):
 def test_w9_an_answer_that_is_no_object_is_a_failure(body):
     orders = decode_orders(body)
     assert (orders.ok, orders.verdict, orders.text) == (False, "later", "the answer is not a JSON object")
+
+
+def test_w9_a_number_of_any_length_spoils_its_own_field_alone():
+    body = b'{"name":"kept","flap_protection_threshold":' + b"9" * 6000 + b"}"
+    orders = decode_orders(body)
+    assert (orders.ok, orders.name, orders.flap_threshold) == (True, "kept", None)
+    assert orders.complaints == ("flap_protection_threshold: inf: must be a whole number; the last good value stays",)
+
+
+def test_w21_an_answer_of_a_million_empty_objects_is_not_read():
+    orders = decode_orders(b'{"checks":[' + b"{}," * 1_000_000 + b"{}]}")
+    assert (orders.ok, orders.verdict, orders.text) == (False, "later", "the answer holds too much to be read")
 
 
 FULL = {

@@ -644,6 +644,26 @@ def test_w21_flap_protection_survives_a_restart(start, console, target):
     assert console.states("a")[2] == (None, "up", "down")
 
 
+def test_w21_a_change_that_was_told_is_believed_though_a_kill_came_before_it_was_stored(start, console, target):
+    console.more = {"flap_protection_threshold": 3}
+    console.checks = [check("a", target.place)]
+    first = start()
+    console.until(lambda: console.events())
+    target.die()
+    again(first, "a")
+    file = first.queue.file.with_name("events.db.states")
+    until(lambda: '"down", 1' in file.read_text())
+    before = file.read_bytes()
+    again(first, "a")
+    again(first, "a")
+    console.until(lambda: len(console.events()) == 2)
+    first.stop()
+    file.write_bytes(before)
+    start()
+    console.until(lambda: len(console.events()) == 3)
+    assert console.states("a") == [("initial", None, "up"), (None, "up", "down"), ("initial", None, "down")]
+
+
 def test_w21_heartbeats_of_a_fleet_do_not_come_together(start, console):
     console.registration["heartbeat_interval_seconds"] = 20
     agent = start()

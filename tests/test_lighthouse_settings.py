@@ -210,6 +210,13 @@ def test_w8_a_stored_file_that_is_damaged_is_only_not_believed(tmp_path, text):
     assert store.load_states() == {}
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "0.0", "-1e300"])
+def test_w21_a_stored_interval_that_is_none_is_not_the_last_heartbeat(tmp_path, number):
+    file = tmp_path / "q.db.console"
+    file.write_text(f'{{"heartbeat_interval": {number}, "flap_threshold": 1000000, "etag": "e"}}')
+    assert Store(tmp_path / "q.db").load() == Configuration(etag="e")
+
+
 @pytest.mark.parametrize("row", [None, [], ["up"], ["left", "down", 1], ["up", "down", True], [["up"], None, 0]])
 def test_w21_a_state_that_cannot_be_understood_is_not_believed(tmp_path, row):
     (tmp_path / "q.db.states").write_text(json.dumps({"checks": {"a": row}}))

@@ -6,7 +6,9 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 import threading
+from pathlib import Path
 from random import Random
 
 import dns.flags
@@ -121,6 +123,40 @@ def test_resolvers_that_are_understood(text):
 def test_a_resolver_that_is_no_address(text):
     reading = look(resolver=text)
     assert (reading.reason, reading.fault) == ("dns_resolver_invalid", Fault.CONFIG)
+
+
+# -- the library
+
+SLOW_IMPORT = """
+import sys
+from observer_agent import probes
+from observer_agent.clock import Clock
+from tests.servers import make_prober
+
+assert "dns" not in sys.modules
+
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "dns.message":
+            Clock().alarm().wait(0.6)
+
+
+sys.meta_path.insert(0, Slow())
+config = probes.parse("dns", {"domain": "good.test", "resolver": sys.argv[1], "timeout_ms": 300})
+prober = make_prober()
+for _ in range(2):
+    reading = prober.look("dns", config)
+    print(reading.value is not None, reading.reason, reading.duration_ms < 300)
+"""
+
+
+def test_the_first_look_has_its_whole_time_however_long_the_library_takes_to_load():
+    root = Path(__file__).parent.parent
+    with UdpServer(answering("{} 60 IN A 203.0.113.1")) as server:
+        command = [sys.executable, "-c", SLOW_IMPORT, server.at]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=root)
+    assert (done.stdout, done.stderr) == ("True None True\n" * 2, "")
 
 
 # -- what goes out

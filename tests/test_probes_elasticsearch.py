@@ -134,7 +134,7 @@ def test_w25_a_search_that_some_shards_could_not_answer_has_no_value():
     shards = {"total": 5, "successful": 4, "skipped": 0, "failed": 1, "failures": [cause]}
     reading, _ = ask(found({"load": {"value": 3}}, shards))
     assert (reading.value, reading.reason, reading.fault) == (None, "es_shards_failed", Fault.TARGET)
-    assert "circuit_breaking_exception" in reading.detail["error"]
+    assert "circuit_breaking_exception" in reading.detail["said"]
     assert (reading.detail["shards_failed"], reading.detail["shards_total"]) == (1, 5)
     assert "hunter2" not in str(reading)
 
@@ -225,7 +225,8 @@ def test_the_names_that_there_are_are_told_at_most_20():
 )
 def test_a_server_s_words_without_the_query(reply, said):
     reading, _ = ask(reply)
-    assert reading.detail["error"] == said
+    assert reading.detail["said"] == said
+    assert reading.detail["error"] == f"the server answered {reading.detail['http_status']}"
     assert reading.detail["http_status"] >= 400
 
 

@@ -282,7 +282,7 @@ def test_an_answer_of_trailers_alone():
     head = ((":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "14"), ("grpc-message", "a%20b"))
     reading = answered(health(None, None, head))
     assert reading.reason == "grpc_unavailable"
-    assert reading.detail["error"] == "the server said UNAVAILABLE: a b"
+    assert (reading.detail["error"], reading.detail["said"]) == ("the server said UNAVAILABLE", "a b")
 
 
 @pytest.mark.parametrize("text", ["ssl", "the certificate of the database expired", "TLS handshake with upstream"])

@@ -391,13 +391,19 @@ def test_w37_a_file_system_is_as_full_as_df_says(disk):
     assert detail["mounted_on"] == inside.detail["mounted_on"] == target == str(disk)
 
 
+def needed(program, package):
+    """The path of a program; without it the test is skipped, and fails where CI=true."""
+    found = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if found is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"{program} is not here: {package} of Debian")
+    return found
+
+
 def test_w37_a_file_system_with_blocks_that_are_roots_alone_is_as_full_as_df_says(tmp_path):
     image, place = tmp_path / "image", tmp_path / "place"
     image.write_bytes(bytes(8 * MB))
     place.mkdir()
-    if shutil.which("mkfs.ext4") is None:
-        pytest.skip("no mkfs.ext4 here (Debian's e2fsprogs)")
-    subprocess.run(["mkfs.ext4", "-q", "-m", "20", image], check=True)
+    subprocess.run([needed("mkfs.ext4", "e2fsprogs"), "-q", "-m", "20", image], check=True)
     done = subprocess.run(["mount", "-o", "loop", image, place], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"the kernel lets us mount nothing here: {done.stderr.strip()}")
@@ -527,6 +533,7 @@ def test_this_machine_has_a_value_for_each(metric):
 
 
 def run(*command):
+    needed(command[0], "procps, coreutils")
     return subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "LC_ALL": "C"}).stdout
 
 
@@ -607,6 +614,8 @@ print(json.dumps([lo.value * lo.detail["window_s"], all_of_them.detail["counted"
 @pytest.mark.slow
 def test_w37_a_container_with_a_real_kernel(tmp_path):
     """A network of its own with a cable to the outside, a bridge, and a cable that leads nowhere."""
+    needed("unshare", "util-linux")
+    needed("ip", "iproute2")
     outside = subprocess.Popen(["unshare", "-n", "cat"], stdin=subprocess.PIPE)
     place = tmp_path / "sys"
     place.mkdir()

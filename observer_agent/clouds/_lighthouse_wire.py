@@ -7,6 +7,7 @@ Only here is it known how a field is called on the wire, in today's form (`curre
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ NAME_MAX = 300
 HEARTBEAT_MAX = 86_400
 METRICS_INTERVAL, METRICS_MAX = 30.0, 86_400
 FLAP_MAX = 1000
+COMMAS_MAX = 500_000  # of an answer: 16 MiB of `{},` would be half a gigabyte of memory
+DIGITS_MAX = 300  # of a number
 SYNC_KINDS = ("initial", "resync", "new_check")
 SEED_STATES = {"up": "ok", "down": "down"}
 _STATUS_TEXT = re.compile(r"status (\d+), want (\d+)")
@@ -243,7 +246,9 @@ def _seed_event(event: Mapping[str, Any]) -> dict[str, Any]:
 
 def decode_orders(body: bytes, status: int = 200) -> LighthouseOrders:
     """The answer to a register or a heartbeat that was taken, field by field."""
-    raw = read_json(body)
+    if body.count(b",") > COMMAS_MAX:
+        return LighthouseOrders(False, status, text="the answer holds too much to be read")
+    raw = read_json(body, parse_int=_int)
     if not isinstance(raw, dict):
         return LighthouseOrders(False, status, text="the answer is not a JSON object")
     complaints: list[str] = []
@@ -276,14 +281,18 @@ def decode_orders(body: bytes, status: int = 200) -> LighthouseOrders:
 
 
 def _name(value: object) -> str:
-    if not isinstance(value, str) or len(value) > NAME_MAX:
-        raise Bad(f"must be a text of at most {NAME_MAX} characters")
-    return value
+    return _short(value, NAME_MAX)
 
 
 def _etag(value: object) -> str:
-    if not isinstance(value, str) or len(value) > ETAG_MAX:
-        raise Bad(f"must be a text of at most {ETAG_MAX} characters")
+    return _short(value, ETAG_MAX)
+
+
+def _short(value: object, most: int) -> str:
+    if not isinstance(value, str) or len(value) > most:
+        raise Bad(f"must be a text of at most {most} characters")
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        raise Bad("must be valid Unicode")
     return value
 
 
@@ -323,10 +332,15 @@ def _host_metrics(value: object) -> HostMetricsOrder:
     return HostMetricsOrder(enabled, float(seconds) if seconds > 0 else METRICS_INTERVAL if enabled else 0.0)
 
 
-def read_json(body: bytes) -> Any:
+def _int(digits: str) -> int | float:
+    """A number of thousands of digits is out of range like any other, and spoils its own field alone."""
+    return int(digits) if len(digits) <= DIGITS_MAX else math.inf
+
+
+def read_json(body: bytes, *, parse_int: Callable[[str], int | float] | None = None) -> Any:
     """What a body holds; None where it is no JSON."""
     try:
-        return json.loads(body)
+        return json.loads(body, parse_int=parse_int)
     except (ValueError, RecursionError):
         return None
 

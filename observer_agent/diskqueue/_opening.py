@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 def open_queue(file: Path, bounds: Bounds, clock: Clock, sync: str = "normal") -> DiskQueue:
     """Opens the queue, or moves a file that cannot be used aside and makes a new one.
 
-    Raises QueueError when another process holds it or the directory takes no file.
+    Raises QueueError when another process holds it or the directory takes no file (NoPlace).
     """
     try:
         return _open_roomy_or_not(file, bounds, clock, sync)
@@ -25,6 +25,8 @@ def open_queue(file: Path, bounds: Bounds, clock: Clock, sync: str = "normal") -
         if isinstance(error, QueueHeld | NoPlace):
             raise
         if isinstance(error, sqlite3.OperationalError):
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise NoPlace("the disk is full") from error
             raise QueueError(f"{file}: {error}") from error
         rebuild(file, clock.now(), error)
         return DiskQueue(file, bounds, clock, sync)

@@ -383,6 +383,11 @@ class DiskQueue(SQLiteQueue):  # type: ignore[misc]  # persistqueue has no types
         oldest = self.accounts.held.oldest
         return max(0.0, self._clock.now() - oldest) if oldest is not None else 0.0
 
+    def told(self) -> dict[str, str]:
+        """The status of each metric's last row that waits or was accepted."""
+        with self.tran_lock:
+            return self.rows.statuses()
+
     def ledgers(self) -> tuple[Ledger, ...]:
         """The account of every queue id that the file knows, oldest first."""
         return self.accounts.ledgers()

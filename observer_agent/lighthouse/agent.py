@@ -32,6 +32,7 @@ from observer_agent.worker import Care, Step, Thread, attempt
 log = logging.getLogger(__name__)
 
 STATES_REST = 60.0
+COMPLAINTS = 50  # about one list of checks in the log
 T = TypeVar("T")
 
 
@@ -96,7 +97,7 @@ class LighthouseAgent(Whole):
         self.watch.changed = self._note_states
         self._work("states", self._save_states)
         if looks(self.settings):
-            self.watch.believe(self.store.load_states())
+            self.watch.believe(self.store.load_states(self.queue.told()))
         self._restore()
         beating = self._work("beat", self._beat, Care(LONGEST_CALL, self._renew_heartbeat))
         self.heartbeat.wake = beating.wake
@@ -178,8 +179,10 @@ class LighthouseAgent(Whole):
 
     def _decode(self, raw: list[Any], before: Mapping[str, CheckDef]) -> dict[str, CheckDef]:
         checks, complaints = decode_checks(raw, before)
-        for complaint in complaints:
+        for complaint in complaints[:COMPLAINTS]:
             log.warning("The console's configuration: %s", complaint)
+        if len(complaints) > COMPLAINTS:
+            log.warning("The console's configuration: %d more things are wrong with it", len(complaints) - COMPLAINTS)
         return {check.id: check for check in checks}
 
     def _take(self, fresh: Configuration, checks: dict[str, CheckDef], due: Mapping[str, str]) -> None:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
-from observer_agent.clouds._lighthouse_wire import State
+from observer_agent.clouds._lighthouse_wire import FLAP_MAX, State
 from observer_agent.lighthouse.flap import Track
 
 log = logging.getLogger(__name__)
 
 INTERVAL = 60.0
+NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,15 @@ class Store:
     def load(self) -> Configuration | None:
         """The last good configuration; None where there is none that can be read."""
         content = _read(self._console)
-        if not isinstance(content, dict):
+        if content is None:
             return None
         default, checks = Configuration(), content.get("checks")
         known = {f.name: content.get(f.name) for f in fields(Configuration) if f.name != "checks"}
         good: dict[str, Any] = {n: value for n, value in known.items() if type(value) is type(getattr(default, n))}
+        if not 0 < good.get("heartbeat_interval", INTERVAL) < math.inf:  # NaN as well: it would be the last heartbeat
+            del good["heartbeat_interval"]
+        if not 1 <= good.get("flap_threshold", 1) <= FLAP_MAX:
+            del good["flap_threshold"]
         rows = tuple(each for each in checks if isinstance(each, dict)) if isinstance(checks, list) else ()
         return Configuration(**good, checks=rows)
 
@@ -57,11 +64,14 @@ class Store:
         """Replaces the configuration; a disk that refuses costs only the next start without the console."""
         _write(self._console, {**asdict(known), "checks": [dict(each) for each in known.checks]})
 
-    def load_states(self) -> dict[str, Track]:
-        """What was believed of each check."""
+    def load_states(self, told: Mapping[str, str] = NOTHING) -> dict[str, Track]:
+        """What was believed of each check; `told` is what the queue was given last: a change gets there before it
+        gets here, and a process that was killed in between has told it.
+        """
         content = _read(self._states)
-        tracks = content.get("checks") if isinstance(content, dict) else None
-        return {name: _track(each) for name, each in tracks.items()} if isinstance(tracks, dict) else {}
+        tracks = content.get("checks") if content else None
+        rows = tracks.items() if isinstance(tracks, dict) else ()
+        return {name: _as_told(_track(each), told.get(name)) for name, each in rows}
 
     def save_states(self, tracks: Mapping[str, Track]) -> None:
         """Replaces what is believed."""
@@ -78,12 +88,20 @@ def _track(row: object) -> Track:
     return Track()
 
 
-def _read(file: Path) -> Any:
+def _as_told(track: Track, told: str | None) -> Track:
+    """What was told was believed, and nothing was counted since."""
+    return Track(State(told)) if told in set(State) and told != track.committed else track
+
+
+def _read(file: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
+        if not isinstance(content, dict):
+            raise TypeError
+        return content
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         log.warning("%s cannot be read (%s); the console is asked", file, type(error).__name__)
         return None
 

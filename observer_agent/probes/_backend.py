@@ -1,8 +1,8 @@
 """What probes of HTTP backends with JSON answers share (`loki`, `elasticsearch`): logging in, asking, naming errors.
 
 A configuration's fields in, headers and a decoded answer out, or Failed under the name that the source type has for
-it. A server's own words reach `detail["error"]` alone, without what they quote of the query. Runs on the probe's
-thread.
+it. A server's own words reach `detail["said"]` alone, which no log line holds, without what they repeat of the request
+or quote of the query. Runs on the probe's thread.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
+from observer_agent.probes import _evidence
 from observer_agent.probes._config import Fields
 from observer_agent.probes._extract import PARSE_RATE, document
 from observer_agent.probes._headers import Pairs
@@ -121,7 +122,7 @@ def ask(request: Request, run: Run, words: Words, hide: Iterable[str], *, tls: T
     """The JSON object that the backend answers with; texts of `hide` are kept out of every error. Raises Failed."""
     with exchange(request, run, tls) as response:
         if not 200 <= response.status < 300:
-            raise _refused(response, run, words, hide)
+            raise _refused(response, run, words, masker(request, run, hide))
         body = response.plain_body(BODY_LIMIT + 1)
     if len(body) > BODY_LIMIT:
         raise Failed(Reason.BODY_TOO_LARGE, f"the answer has more than {BODY_LIMIT} bytes")
@@ -156,16 +157,22 @@ def renamed(failure: Failed, words: Words) -> Failed:
     return out
 
 
-def masked(text: str, hide: Iterable[str]) -> str:
-    """A server's words without the query and without what they quote of it, at most 500 characters."""
-    for secret in sorted((each for each in hide if len(each) >= SHORTEST), key=len, reverse=True):
-        text = text.replace(secret, "...")
-    return " ".join(_QUOTED.sub("...", text).split())[:TEXT_MAX]
+def masker(request: Request, run: Run, hide: Iterable[str]) -> Callable[[str], str]:
+    """Makes a server's words fit to be shown locally, at most 500 characters: nothing of the query and nothing that
+    they quote, nothing of the request in whatever form they repeat it."""
+    longest_first = sorted((each for each in hide if len(each) >= SHORTEST), key=len, reverse=True)
+
+    def mask(text: str) -> str:
+        for secret in longest_first:
+            text = text.replace(secret, "...")
+        unquoted = _QUOTED.sub("...", text)
+        return " ".join(_evidence.hider((request,), run.tools.redact)(unquoted).split())[:TEXT_MAX]
+
+    return mask
 
 
-def _refused(response: Response, run: Run, words: Words, hide: Iterable[str]) -> Failed:
+def _refused(response: Response, run: Run, words: Words, mask: Callable[[str], str]) -> Failed:
     status = response.status
-    said = masked(_said(response, run), hide)
     by_status = {
         400: words.query_error,
         401: words.unauthorized,
@@ -175,8 +182,10 @@ def _refused(response: Response, run: Run, words: Words, hide: Iterable[str]) ->
     }
     reason = words.server_error if status >= 500 else by_status.get(status, words.error)
     if 300 <= status < 400:
-        said = "the server redirects, which is not followed: use the final URL"
-    return Failed(reason, said or f"the server answered {status}", http_status=status)
+        return Failed(reason, "the server redirects, which is not followed: use the final URL", http_status=status)
+    said = mask(_said(response, run))
+    facts: dict[str, Any] = {"http_status": status, **({"said": said} if said else {})}
+    return Failed(reason, f"the server answered {status}", **facts)
 
 
 def _said(response: Response, run: Run) -> str:

@@ -84,7 +84,7 @@ def add_body(response: Response, run: Run, body: bytes) -> None:
 def facts(evidence: Mapping[str, Any], redact: Redact) -> dict[str, Any]:
     """The evidence of a reading as plain data without secrets: `{tried?, hops?, tls?, body?}`."""
     hops, body = evidence.get("hops", ()), evidence.get("body")
-    hide = _hider([hop.request for hop in hops] + ([body.request] if body else []), redact)
+    hide = hider([hop.request for hop in hops] + ([body.request] if body else []), redact)
     found: dict[str, Any] = {}
     if tried := evidence.get("tried"):
         found["tried"] = [{"address": address, "reason": str(reason)} for address, reason in tried]
@@ -148,7 +148,7 @@ def _certificate(der: bytes) -> dict[str, Any]:
 # -- what may not be shown
 
 
-def _hider(requests: Sequence[Request], redact: Redact) -> Redact:
+def hider(requests: Sequence[Request], redact: Redact) -> Redact:
     """Hides what was sent, then what looks like a secret, then what the redactor knows."""
     forms = {form for request in requests for text in _sent(request) for form in _disguises(text)}
     longest_first = sorted((form for form in forms if len(form) >= LEAST), key=len, reverse=True)

@@ -49,11 +49,12 @@ class Call(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What the server said: gRPC's name for it, the server's own text (local detail only), the framed message."""
+    """What the server said: gRPC's name for it, why there is none, the framed message, its own words (local alone)."""
 
     code: str
     text: str
     message: bytes
+    said: str
 
 
 class Conversation:
@@ -67,7 +68,7 @@ class Conversation:
         self._status = 0
         self._type = ""
         self._code: str | None = None
-        self._text = ""
+        self._said = ""
         self._message = bytearray()
         self._ended = False
 
@@ -118,15 +119,15 @@ class Conversation:
             elif name == "grpc-status":
                 self._code = _code_name(value)
             elif name == "grpc-message":
-                self._text = _printable(unquote(value[: 3 * TEXT_LIMIT]))
+                self._said = _printable(unquote(value[: 3 * TEXT_LIMIT]))
 
     def _answer(self) -> Answer:
-        code, text = self._code, self._text
+        code, text = self._code, ""
         if code is None and (self._status != 200 or not self._type.startswith("application/grpc")):
             code, text = _OF_HTTP.get(self._status, "UNKNOWN"), f"status {self._status} of HTTP, no gRPC"
         elif code is None:
             code, text = "UNKNOWN", "the answer ends without a status"
-        return Answer(code, text, bytes(self._message))
+        return Answer(code, text, bytes(self._message), self._said)
 
     def _say_goodbye(self, stream: Stream) -> None:
         """Ends the connection as HTTP/2 wants it, so that the server has nothing to log."""

@@ -98,8 +98,6 @@ def _domain(text: str, record_type: str) -> str:
 
 def probe(config: DnsConfig, deadline: float, tools: Tools, conf: Path = RESOLV_CONF) -> Reading:
     """One question; value is milliseconds from the first question to the answer that counts."""
-    import dns.message  # noqa: F401  the first import takes a while, and is not the server's
-
     run = Run(tools, deadline, Reason.DNS_ERROR)
     known: dict[str, Any] = {}
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
@@ -23,7 +23,7 @@ from observer_agent.probes._backend import (
     ask,
     below,
     log_in,
-    masked,
+    masker,
     parse_auth,
     renamed,
     shown,
@@ -100,8 +100,9 @@ def probe(config: ElasticsearchConfig, deadline: float, tools: Tools) -> Reading
         tls = trust(config.base_url, config.ca_cert_ref, run)
         run.restart()
         hide = set(_texts(json.loads(config.body)))
-        content = ask(Request("POST", url, headers, config.body.encode()), run, WORDS, hide, tls=tls)
-        _check_whole(content, hide)
+        request = Request("POST", url, headers, config.body.encode())
+        content = ask(request, run, WORDS, hide, tls=tls)
+        _check_whole(content, masker(request, run, hide))
         value = _aggregation.value(content.get("aggregations"), config.agg_name, config.percentile)
     except Failed as failure:
         return run.failed(renamed(failure, WORDS), **known)
@@ -141,7 +142,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(each)
 
 
-def _check_whole(content: dict[str, Any], hide: set[str]) -> None:
+def _check_whole(content: dict[str, Any], mask: Callable[[str], str]) -> None:
     """Raises Failed where the answer speaks for a part of the documents alone (W25)."""
     if content.get("timed_out") is True:
         raise Failed(Reason.ES_TIMEOUT, "the search timed out at the server: its numbers are partial", timed_out=True)
@@ -150,8 +151,8 @@ def _check_whole(content: dict[str, Any], hide: set[str]) -> None:
         return
     failed, total = shards.get("failed"), shards.get("total")
     if failed:
-        text = f"some shards could not answer: {masked(_cause(shards), hide)}"
-        raise Failed(Reason.ES_SHARDS_FAILED, text, shards_failed=_count(failed), shards_total=_count(total))
+        text, said = "some shards could not answer", mask(_cause(shards))
+        raise Failed(Reason.ES_SHARDS_FAILED, text, shards_failed=_count(failed), shards_total=_count(total), said=said)
     if total == 0:
         raise Failed(Reason.ES_INDEX_NOT_FOUND, "no index matches")
 

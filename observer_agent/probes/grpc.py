@@ -7,7 +7,7 @@ the call alone. Where it happens tells what a failure is called, never the serve
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
@@ -168,7 +168,7 @@ def _check(
             stream.close()
     except Failed as failure:
         raise _renamed(failure, _RENAMED.get(failure.reason)) from None
-    return run.gave(_judge(config, answer, known), **known)
+    return run.gave(_judge(config, answer, known, run.tools.redact), **known)
 
 
 def _secure(stream: Stream, config: GrpcConfig, identity: _mtls.Identity) -> None:
@@ -193,9 +193,11 @@ def _call(config: GrpcConfig, metadata: Pairs, run: Run) -> Call:
     return Call(headers, _health.framed_request(config.service), _health.LARGEST)
 
 
-def _judge(config: GrpcConfig, answer: Answer, known: dict[str, Any]) -> float:
+def _judge(config: GrpcConfig, answer: Answer, known: dict[str, Any], redact: Callable[[str], str]) -> float:
     if answer.code != "OK":
         known["grpc_code"] = answer.code
+        if answer.said:
+            known["said"] = redact(answer.said)
         text = f"the server said {answer.code}" + (f": {answer.text}" if answer.text else "")
         raise Failed(_OF_CODE.get(answer.code, Reason.GRPC_ERROR), text)
     try:

@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -131,6 +136,65 @@ def test_w25_a_second_signal_ends_the_process_at_once(scene):
     scene.agent.send_signal(signal.SIGTERM)
     assert scene.agent.wait(30) == 128 + signal.SIGTERM
     assert time.monotonic() - begin < 3.0
+
+
+def waiting(scene):
+    """The events that stand in the queue's file, as another process sees them."""
+    with closing(sqlite3.connect(f"file:{scene.folder / 'data' / 'events.db'}?mode=ro", uri=True)) as file:
+        return [json.loads(data)["event"] for (data,) in file.execute("SELECT data FROM queue_default ORDER BY _id")]
+
+
+def test_w6_nothing_leaves_the_queues_file_before_it_is_acknowledged(scene):
+    console, gate = scene.console, threading.Event()
+    console.checks = [check(f"m-{n}", scene.target.place, interval_seconds=3600) for n in range(3)]
+    console.gates["events"] = gate
+    scene.start()
+    console.until(lambda: [name for name, _ in console.raw if name == "events"])  # it has arrived, unanswered
+    until(lambda: len(waiting(scene)) == 3)
+    held = waiting(scene)
+    assert {event["check_id"] for event in held} == {"m-0", "m-1", "m-2"}
+    scene.agent.kill()
+    scene.agent.wait()
+    assert waiting(scene) == held, "the kill has lost what nobody had acknowledged"
+    console.always["events"] = 503
+    gate.set()
+    scene.start()
+    console.until(lambda: len(console.bodies("events:503")) >= 2)  # that of before the kill, and the one after it
+    assert waiting(scene)[:3] == held, "a refusal for now is no acknowledgement"
+    console.always.clear()
+    until(lambda: not waiting(scene), 60)
+    assert scene.stop() == 0
+    told = {(row["check_id"], row["agent_observed_at"]) for row in console.events()}
+    assert told >= {(event["check_id"], event["agent_observed_at"]) for event in held}, "what was in flight is told"
+
+
+def test_w26_the_packaged_unit_is_unprivileged():
+    text = (Path(__file__).parents[2] / "systemd" / "observer-agent.service").read_text()
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    wanted = ["User=observer-agent", "NoNewPrivileges=yes", "CapabilityBoundingSet=", "AmbientCapabilities="]
+    wanted += ["ProtectSystem=strict", "PrivateUsers=yes", "RestartPreventExitStatus=78"]
+    assert [line for line in wanted if line not in lines] == []
+    assert "LoadCredential=lighthouse_token:/etc/observer-agent/lighthouse_token" in lines
+
+
+def test_w26_every_body_is_printed_before_it_leaves_and_the_record_proves_what_left(scene):
+    console, gate = scene.console, threading.Event()
+    console.checks = [check("a", scene.target.place)]
+    console.gates["register"] = gate
+    scene.start(LIGHTHOUSE_LOG_LEVEL="debug")
+    console.until(lambda: console.raw)
+    assert f"POST /api/lighthouse/v1/register: {console.raw[0][1].decode()}" in scene.log, "it left unprinted"
+    gate.set()
+    console.until(lambda: console.events() and console.bodies("heartbeat"))
+    assert scene.stop() == 0
+    arrived = [(f"POST /api/lighthouse/v1/{name}", hashlib.sha256(raw).hexdigest()) for name, raw in console.raw]
+    env = clean_env({"CLOUD_DIALECT": "lighthouse", "LIGHTHOUSE_DATA_DIR": str(scene.folder / "data")})
+    command = [sys.executable, "-m", "observer_agent", "sent", "--json"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30)
+    recorded = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sorted((each["request"], each["sha256"]) for each in recorded) == sorted(arrived)
+    printed = [line for line in scene.log.splitlines() if " POST /api/lighthouse/v1/" in line]
+    assert len(printed) == len(arrived) and "lh_token" not in done.stdout + scene.log
 
 
 def test_w7_a_lighthouse_that_was_deleted_ends_with_78_and_keeps_its_events(scene):
