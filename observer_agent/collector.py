@@ -33,7 +33,9 @@ POOL_MAX = 32
 SLOW_MAX = POOL_MAX * 3 // 4  # threads that slow definitions may hold; the others are for those that answer
 SLOW_MS = 1000.0
 LONGEST_SLEEP = 3600.0
-BREATH = 0.02  # seconds from one waking to the next at least: to wake costs about as much as a quick look
+# From one waking to the next, at least: this share of the shortest interval, and at most so many seconds. To wake costs
+# more than a quick look, and a cold look twice as much as one that follows another.
+BREATH_SHARE, BREATH_MOST = 0.02, 0.1
 STILL = 2.0  # a wait that lasts this much longer than it should is no lateness, but a standstill
 WARN = 60.0
 
@@ -90,6 +92,7 @@ class Collector:
         self._parked: deque[Job] = deque()  # slow ones that wait for another slow one to end
         self._stopping = False
         self._slept = clock.slept()
+        self._breath = 0.0  # seconds from one waking to the next, at least
         self._woke = 0.0  # when the leader's last sleep ended
         self._warn = Throttle(clock, WARN)
 
@@ -123,6 +126,8 @@ class Collector:
             self._heap = [entry for entry in self._heap if not entry[2].cancelled]
             self._parked = deque(job for job in self._parked if not job.cancelled)
             heapq.heapify(self._heap)
+            shortest = min((each.interval for each in wanted.values()), default=0.0)
+            self._breath = min(shortest * BREATH_SHARE, BREATH_MOST)
             self._lead.rouse()
         self._alarm.ring()
         return len(added), len(changed), len(gone)
@@ -263,7 +268,7 @@ class Collector:
 
     def _ready(self) -> float:
         """When the leader is to wake for the next job; those that are due before that are taken together."""
-        return max(self._heap[0][0], self._woke + BREATH) if self._heap else math.inf
+        return max(self._heap[0][0], self._woke + self._breath) if self._heap else math.inf
 
     def _run(self, job: Job, me: Thread) -> None:
         now = self._clock.monotonic()

@@ -70,10 +70,11 @@ class Pulse:
 
 def _waits(tasks: Path) -> dict[str, int]:
     """Nanoseconds that each thread has waited on a run queue (the second number of schedstat)."""
-    out = {}
-    for task in os.listdir(tasks):
+    out, folder = {}, str(tasks)
+    for task in os.listdir(folder):
         try:
-            out[task] = int((tasks / task / "schedstat").read_bytes().split()[1])
+            with open(f"{folder}/{task}/schedstat", "rb", buffering=0) as file:
+                out[task] = int(file.read(64).split()[1])
         except (OSError, IndexError, ValueError):
             continue  # the thread has ended, or the kernel does not count
     return out

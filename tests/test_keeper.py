@@ -186,3 +186,47 @@ def test_many_threads_lose_nothing_and_keep_the_order_of_each_metric(tmp_path):
         came.setdefault(row["metric_id"], []).append(row["value"])
     queue.close()
     assert came == {f"m{n}": list(range(400)) for n in range(8)}
+
+
+def test_what_comes_while_the_file_refuses_does_not_overtake_what_it_has_refused(queue):
+    class Refusing(Door):
+        def put(self, samples, missed=0):
+            if self.shut:
+                keeper.put([sample("a", 2)])
+            return super().put(samples, missed)
+
+    door = Refusing(queue)
+    keeper, _ = gathering(door)
+    keeper.put([sample("a", 0)])
+    keeper.put([sample("a", 1)])
+    door.shut = True
+    keeper._flush()
+    door.shut = False
+    keeper.step()
+    assert drain(queue) == [sample("a", 0).encode(), sample("a", 2).encode()]
+    assert queue.lost() == {"disk_full": 1}
+
+
+def test_a_change_waits_for_what_is_on_its_way_into_the_file(queue):
+    entered, go, second = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(Door):
+        def put(self, samples, missed=0):
+            if entered.is_set():
+                second.set()
+            elif samples[0].value == 1:
+                entered.set()
+                go.wait(20)
+            return super().put(samples, missed)
+
+    keeper, _ = gathering(Slow(queue))
+    keeper.put([sample("a", 0)])
+    keeper.put([sample("a", 1)])
+    with ThreadPoolExecutor(2) as pool:
+        step = pool.submit(keeper.step)
+        assert entered.wait(20)
+        change = pool.submit(keeper.put, [replace(sample("a", 2), status=Status.UNHEALTHY)])
+        assert not second.wait(0.2)
+        go.set()
+        assert (step.result(20), change.result(20)) == (IDLE, 0)
+    assert [json.loads(data)["value"] for data in drain(queue)] == [0, 1, 2]

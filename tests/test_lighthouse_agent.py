@@ -8,6 +8,8 @@ from __future__ import annotations
 import http.client
 import io
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -17,8 +19,10 @@ import pytest
 
 from observer_agent import status
 from observer_agent.clock import Clock
+from observer_agent.clouds._lighthouse_wire import HostMetricsOrder
 from observer_agent.config import load
 from observer_agent.lighthouse.agent import LighthouseAgent
+from observer_agent.lighthouse.extras import Unwanted
 from observer_agent.lighthouse.store import Store
 from observer_agent.logs import Redactor, configure
 from tests.console import Console
@@ -580,6 +584,26 @@ def test_w18_an_agent_for_host_metrics_runs_no_check_and_no_sync(start, console,
     until(lambda: agent.heartbeat.sent == 3)
     assert target.taken == 0 and console.events() == [] and agent.collectors() == {}
     assert console.bodies("heartbeat")[0]["role"] == "host_metrics"
+
+
+def test_the_consoles_word_alone_turns_no_host_metrics_on_and_loads_no_code_for_them(start, console):
+    console.more["host_metrics"] = {"enabled": True, "interval_seconds": 5}
+    agent = start()
+    console.until(lambda: console.bodies("heartbeat"))
+    assert not console.bodies("host-metrics") and agent.host_metrics.interval is None
+    code = "import sys, observer_agent.lighthouse.agent; print([n for n in sys.modules if 'hostmetrics' in n])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.stdout.strip() == "[]", "45 MB is all that an idle agent may take"
+
+
+def test_an_order_for_host_metrics_that_are_not_allowed_here_is_named_once(caplog):
+    caplog.set_level("INFO")
+    unwanted = Unwanted()
+    unwanted.registered("lh", None)
+    for wanted in (False, True, True):
+        unwanted.orders(HostMetricsOrder(wanted, 30.0))
+    (line,) = caplog.messages
+    assert "none leave unless LIGHTHOUSE_HOST_METRICS=true" in line and unwanted.interval is None
 
 
 def test_w19_nothing_is_looked_at_while_the_console_pauses_not_even_for_a_sync(start, console, target):

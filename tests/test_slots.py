@@ -12,7 +12,7 @@ from itertools import islice
 import pytest
 
 from observer_agent.clock import Alarm, Clock
-from observer_agent.collector import Collector, Listener
+from observer_agent.collector import SLOW_MAX, Collector, Listener
 from observer_agent.model import Definition, Fault, Operation, Reading, Thresholds
 from observer_agent.verdict import first_delay
 from tests.fakes import FakeClock
@@ -304,6 +304,31 @@ def test_no_stuck_definition_delays_another():
         thread.join(10)
     assert all(accounts[d.id].ran >= 3 and accounts[d.id].skipped == 0 for d in others)
     assert all(accounts[d.id].ran == 1 for d in stuck)
+
+
+@pytest.mark.slow
+def test_slow_definitions_that_wait_keep_their_places():
+    """All slow places are taken; runs of quick ones end meanwhile, which frees none."""
+    slow, others, gates, known, begun = early("slow", SLOW_MAX + 4), early("m", 20), threading.Semaphore(0), set(), []
+
+    def look(each):
+        if each in slow and each.id in known:
+            begun.append(each.id)
+            gates.acquire(timeout=20)
+        known.add(each.id)
+        return Reading(1.0, duration_ms=1500.0 if each in slow else 1.0)
+
+    def enough(jobs):
+        if len(begun) >= SLOW_MAX and min(job.slots.ran for job in jobs if job.definition in others) >= 4:
+            gates.release()
+        return len(begun) >= len(slow)
+
+    _, threads = play([*slow, *others], look, 32, enough)
+    gates.release(100)
+    for thread in threads:
+        thread.join(10)
+    places = [each.id for each in sorted(slow, key=lambda each: first_delay(each.id))]
+    assert begun[SLOW_MAX : len(slow)] == places[SLOW_MAX:]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The bounded queue on disk: samples in by `put`, out by `peek` and `settle`, nothing lost in between.
 
 _queue.py    `DiskQueue`: put, peek, settle, and what may be asked at any time
+_base.py     persist-queue's own class, loaded without asyncio
 _rounds.py   threads that put at the same time share a transaction
 _letters.py  dead letters
 _file.py     one process a file; a damaged one is rebuilt

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from persistqueue.sqlqueue import SQLiteQueue
-
 from observer_agent import queuefile, space
 from observer_agent.accounts import Accounts, Change, Held, Lost, oldest_row
 from observer_agent.clock import Clock
+from observer_agent.diskqueue._base import SQLiteQueue
 from observer_agent.diskqueue._file import lock, rebuild
 from observer_agent.diskqueue._letters import bury, refused
 from observer_agent.diskqueue._rounds import Round, Rounds

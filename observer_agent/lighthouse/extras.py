@@ -5,14 +5,20 @@ Their modules are imported only when they are wanted. Called at the start, and w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from observer_agent.lighthouse.hostmetrics import HostMetrics
+from observer_agent.clouds._lighthouse_wire import HostMetricsOrder
 from observer_agent.lighthouse.settings import in_cluster, looks
 
 if TYPE_CHECKING:
     from observer_agent.lighthouse.agent import LighthouseAgent
+    from observer_agent.lighthouse.hostmetrics import HostMetrics
+
+log = logging.getLogger(__name__)
+
+IDLE = 3600.0
 
 
 class Follower(Protocol):
@@ -25,19 +31,40 @@ class Follower(Protocol):
         """Lets go of everything."""
 
 
-def host_metrics(agent: LighthouseAgent) -> HostMetrics:
+class Unwanted:
+    """Hears of the console's orders in place of host metrics where this machine has not allowed them: says so once."""
+
+    interval = None
+
+    def __init__(self) -> None:
+        self.wake: Callable[[], object] = lambda: None
+        self._said = False
+
+    def registered(self, lighthouse_id: str, order: HostMetricsOrder | None) -> None:
+        """The console has answered a registration."""
+        self.orders(order)
+
+    def orders(self, order: HostMetricsOrder | None) -> None:
+        """The console has answered a heartbeat."""
+        if order is not None and order.enabled and not self._said:
+            self._said = True
+            log.info("The console asks for host metrics; none leave unless LIGHTHOUSE_HOST_METRICS=true is set here")
+
+    def step(self) -> float:
+        """There is never anything to do."""
+        return IDLE
+
+
+def host_metrics(agent: LighthouseAgent) -> HostMetrics | Unwanted:
     """What hears of the console's orders; without LIGHTHOUSE_HOST_METRICS=true it looks at nothing."""
     settings = agent.settings
-    allowed = settings.lighthouse_host_metrics
+    if not settings.lighthouse_host_metrics:
+        return Unwanted()
+    from observer_agent.lighthouse.hostmetrics import HostMetrics
+
     host = agent.hostname if looks(settings) else agent.node_name
-    send = agent.link("host-metrics").host_metrics if allowed else _nowhere
-    return HostMetrics(
-        send, _collectors(agent) if allowed else (), agent.clock, allowed=allowed, host=host, metrics=agent.metrics
-    )
-
-
-def _nowhere(body: bytes) -> int:
-    return 0
+    send = agent.link("host-metrics").host_metrics
+    return HostMetrics(send, _collectors(agent), agent.clock, allowed=True, host=host, metrics=agent.metrics)
 
 
 def _collectors(agent: LighthouseAgent) -> list[Any]:

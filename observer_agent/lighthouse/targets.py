@@ -26,6 +26,8 @@ def host_port(url: str, usual: int | None) -> tuple[str, int]:
     """`host:port` or `scheme://host:port`, a path behind it left away; `usual` is the port where there is none."""
     try:
         host, port = parse_authority(_authority(url))
+    except Unusable:
+        raise
     except ValueError as error:
         raise Unusable("url", f"{error}: write host:port") from None
     if port is None and usual is None:
