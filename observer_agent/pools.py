@@ -1,7 +1,8 @@
 """The collectors of all source types, and the threads of each: `probe-<type>-N`.
 
-A collector's pool grows by one thread when all of it are busy, up to its own bound and that of all pools together; one
-thread is kept for each source type that has none yet. A thread that hangs in a probe is replaced, and its definition goes on without a look until the old thread has ended.
+A collector's pool grows by one thread when all of it are busy, up to its own bound and that of all pools together;
+one thread is kept for each source type that has none yet. A thread that hangs in a probe is replaced, and its
+definition goes on without a look until the old thread has ended.
 """
 
 from __future__ import annotations

@@ -122,7 +122,13 @@ def test_the_second_call_after_a_401_has_what_is_left_of_the_time():
 
     with Server(handler) as server:
         settings = load({"AGENT_KEY": OLD, "CLOUD_SERVER_URL": server.url})
-        access = Access(observer_place(settings), lambda key: {"agent-key": key}, clock=clock, redact=Redactor(), read_key=lambda: NEW)
+        access = Access(
+            observer_place(settings),
+            lambda key: {"agent-key": key},
+            clock=clock,
+            redact=Redactor(),
+            read_key=lambda: NEW,
+        )
         line = Line(access, clock)
         began = Clock().monotonic()
         reply = line.call("GET", "/x", seconds=5.0)
