@@ -296,14 +296,14 @@ def test_another_source_type_is_refused_with_the_nearest_one(hub: TestHub, sourc
 def test_the_example_has_every_kind_and_is_accepted(hub: TestHub) -> None:
     text = EXAMPLE.read_text()
     found = read(text, "observer.yaml", check)
-    assert len(found.metrics) == 16
+    assert len(found.metrics) == 17
     kinds = {each.wire["source_type"] for each in found.metrics}
-    assert kinds == set(SOURCE_TYPES) - {"icmp", "cloudwatch", "custom", "mtls_http"} | {"manual"}
+    assert kinds == set(SOURCE_TYPES) - {"icmp", "cloudwatch", "custom", "mtls_http"} | {"manual", "heartbeat"}
     assert put(hub, text, dry_run=True).difference.unchanged == 0
     outcome = put(hub, text)
     noted = {each.text.split("'")[1] for each in outcome.remarks if "is not evaluated" in each.text}
-    assert noted == {m.key for m in found.metrics if m.wire["source_type"] not in (*SOURCES, "manual")}
-    assert len(outcome.difference.created) == 20
+    assert noted == {m.key for m in found.metrics if m.wire["source_type"] not in (*SOURCES, "manual", "heartbeat")}
+    assert len(outcome.difference.created) == 21
     assert all(each.line and each.severity != "error" for each in outcome.remarks)
 
 
@@ -334,7 +334,7 @@ def test_an_export_applied_changes_nothing(hub: TestHub) -> None:
     text = exported(hub)
     assert "theirs" not in text and "interval: 30s\n" in text and "description: What Prometheus thinks" in text
     again = put(hub, text, dry_run=True, prune=True)
-    assert (bool(again.difference), again.difference.unchanged) == (False, 20)
+    assert (bool(again.difference), again.difference.unchanged) == (False, 21)
     put(hub, text, prune=True)
     assert exported(hub) == text
 

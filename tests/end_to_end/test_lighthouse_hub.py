@@ -221,6 +221,7 @@ class Scene:
 
     def told(self) -> None:
         """All of it has come to the hub, and what that holds of every check is how its target is."""
+        self.wait(lambda: self.log.count("Registered with the console") >= self.starts)  # else a start may be under way
         self.seen()
 
         def same() -> bool:
