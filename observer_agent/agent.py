@@ -49,7 +49,7 @@ class Agent(Whole):
         self.looking.put = self._put
         self.heartbeat = Heartbeat(self._clouds["beat"], self.health, clock, self._heard, random.random)
         self.definitions = self._definitions_source()
-        self._relay = self._make_relay() if settings.heartbeat_relay_enabled else None
+        self.relay = self._make_relay() if settings.heartbeat_relay_enabled else None
         self.broadcast = Broadcast(self._clouds["log"], self.clock, self.settings.log_broadcast_level)
         self._aside: tuple[str, ...] = ()
 
@@ -86,8 +86,8 @@ class Agent(Whole):
         self._greet()
         self._work("beat", self.heartbeat.step, Care(LONGEST_CALL, self._renew_heartbeat))
         self._start_sender()
-        if self._relay:
-            self._relay.wake = self._work("relay", self._relay.step).wake
+        if self.relay:
+            self.relay.wake = self._work("relay", self.relay.step).wake
         self._start_upkeep()
         self.definitions.start()
         self.definitions.wake = self._work("definitions", self.definitions.step).wake
@@ -102,8 +102,8 @@ class Agent(Whole):
             raise ConfigError("DEFINITIONS_FILE", str(self.settings.definitions_file), str(error)) from None
 
     def _stop_more(self) -> None:
-        if self._relay:
-            attempt("Stopping the relay", self._relay.stop)
+        if self.relay:
+            attempt("Stopping the relay", self.relay.stop)
 
     def _last_word(self) -> None:
         self.heartbeat.beat()
@@ -127,8 +127,8 @@ class Agent(Whole):
 
     def _heard(self, orders: Orders) -> None:
         self.sender.heartbeat(orders.ok)
-        if self._relay:
-            self._relay.heartbeat(orders.ok)
+        if self.relay:
+            self.relay.heartbeat(orders.ok)
         if orders.ok:
             self.definitions.signal(orders.definitions_version)
 

@@ -214,7 +214,7 @@ def _queue(agent: Whole) -> dict[str, Any]:
 def _receivers(agent: Whole) -> dict[str, Any]:
     """What else comes in on this machine: points, pings, the operator's own probes; null for what is not in use."""
     redact, looking = agent.logs.redact, agent.looking
-    relay: Relay | None = getattr(agent, "_relay", None)  # the other dialect's agent has none
+    relay: Relay | None = getattr(agent, "relay", None)  # the other dialect's agent has none
     found = {"otlp": looking.otlp.state(), "relay": relay.state() if relay else None}
     for each in found.values():
         if each and each["problem"]:

@@ -414,7 +414,7 @@ def test_a_cron_job_behind_an_agent_s_relay(hub: TestHub, token: str, tmp_path: 
         agent = Agent(load({**env, **relaying}), clock, logs, {})
         agent.start()
         try:
-            place = until(lambda: agent._relay.at if agent._relay else None)
+            place = until(lambda: agent.relay.at if agent.relay else None)
             for path, wanted in (("start", None), ("0", "healthy"), ("7", "unhealthy")):
                 with urllib.request.urlopen(f"http://{place}/heartbeat/{token}/{path}", timeout=10) as answer:
                     assert answer.status == 202

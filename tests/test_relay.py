@@ -518,8 +518,8 @@ def test_a_damaged_file_is_moved_aside_and_counted(bench, caught, when):
 
 def relay_place(agent):
     for _ in range(100):
-        if agent._relay.at:
-            host, port = agent._relay.at.split(":")
+        if agent.relay.at:
+            host, port = agent.relay.at.split(":")
             return host, int(port)
         time.sleep(0.05)  # the worker opens the door
     raise AssertionError("the door stayed closed")
@@ -562,7 +562,7 @@ def test_the_state_tells_what_becomes_of_pings(start, cloud, tmp_path):  # noqa:
     assert (ask(place, f"/heartbeat/{TOKEN}"), ask(place, "/none")) == (202, 404)
     said = told(agent, lambda relay: relay["problem"])
     assert "the cloud does not take pings (status 503" in said["problem"]
-    assert (said["listens_on"], said["waiting"], said["taken"]) == (agent._relay.at, 1, 1)
+    assert (said["listens_on"], said["waiting"], said["taken"]) == (agent.relay.at, 1, 1)
     assert (said["delivered"], said["lost"], said["refused"]) == (0, {}, {"malformed": 1})
     shown = show.status(status.state(agent))
     assert f"on {said['listens_on']}: 0 of 1 pings delivered, 1 wait, turned away: malformed 1; the cloud" in shown
