@@ -28,6 +28,7 @@ from observer_agent.errors import UsageError
 
 OUTAGE = 5.0
 OUTAGE_AT = 15.0
+PUSH_WITHIN = 10.0  # seconds after an outage; the sender waits 5 s at most
 TYPES = ("prometheus", "http", "tcp")
 
 
@@ -95,8 +96,7 @@ class Demo:
         cut_at = began + (self._seconds / 2 if self._seconds else OUTAGE_AT)
         down_at: float | None = None
         shown = 0
-        while self._seconds is None or self._clock.monotonic() < began + self._seconds:
-            now = self._clock.monotonic()
+        while not self._is_over(now := self._clock.monotonic(), began):
             if down_at is None and now >= cut_at:
                 down_at = now
                 self._seen.taken_before = self._taken()
@@ -114,6 +114,13 @@ class Demo:
             if self._agent.poll() is not None:
                 raise UsageError(f"the agent ended by itself: {self._agent_log()}")
             self._pause(TICK)
+
+    def _is_over(self, now: float, began: float) -> bool:
+        """A hub that was slow to come back is given the time to take its first push."""
+        if self._seconds is None or now < began + self._seconds:
+            return False
+        seen = self._seen
+        return not (seen.back_at and seen.first_push_after is None and now < seen.back_at + PUSH_WITHIN)
 
     def _look(self) -> None:
         state = get(self._page_port, "/api/state") or {}
