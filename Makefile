@@ -23,7 +23,7 @@ demo: $(STAMP) ## real probes, an agent, a hub and an outage, until Ctrl-C
 
 test: $(STAMP) ## the fast tests; everything with SLOW=1 or CI=true
 ifneq ($(SLOW)$(filter true,$(CI)),)
-	@$(MAKE) --no-print-directory -j3 -k $(addprefix test-,$(PARTS))
+	@$(MAKE) --no-print-directory -j4 -k $(addprefix test-,$(PARTS))
 else ifneq ($(ARGS),)
 	$(BIN)/python -X dev -m pytest -q -m "not slow and not prove" $(ARGS)
 else
@@ -42,14 +42,17 @@ fast-second: FILES := $(filter-out $(wildcard $(GROUPED)),$(wildcard tests/test_
 $(addprefix fast-,$(FAST)): $(STAMP)
 	@$(BIN)/python -X dev -m pytest -q -p no:cacheprovider -m "not slow and not prove" $(FILES)
 
-# Most slow tests wait for real things: three processes at a time take half the time of one.
-PARTS := rest scenes packages postgres
-SCENES := tests/end_to_end tests/blind
+# Most slow tests wait for real things: four processes at a time take a third of the time of one.
+PARTS := probes scenes packages hub first second postgres
+SCENES := tests/end_to_end tests/blind tests/prove
 POSTGRES := tests/test_hub_postgres.py tests/test_hub_browser.py tests/test_page.py
 test-scenes: FILES := $(SCENES)
 test-packages: FILES := tests/packages
 test-postgres: FILES := $(POSTGRES)
-test-rest: FILES := tests $(addprefix --ignore=,$(SCENES) tests/packages $(POSTGRES))
+test-hub: FILES := $(filter-out $(POSTGRES),$(wildcard tests/test_hub_*.py))
+test-probes: FILES := tests/test_probes_*.py tests/contracts
+test-first: FILES := $(filter-out $(wildcard $(GROUPED)),$(wildcard tests/test_[a-l]*.py))
+test-second: FILES := $(filter-out $(wildcard $(GROUPED)) $(POSTGRES),$(wildcard tests/test_[m-z]*.py))
 .PHONY: $(addprefix test-,$(PARTS))
 $(addprefix test-,$(PARTS)): $(STAMP)
 	$(BIN)/python -X dev -m pytest -q -p no:cacheprovider -m "not prove" $(FILES) $(ARGS)

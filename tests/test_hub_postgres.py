@@ -26,8 +26,10 @@ from observer_agent.clock import iso
 from observer_agent.hub import schema
 from observer_agent.hub.app import create_app
 from observer_agent.hub.database import Database, open_database
+from observer_agent.hub.horizon import Horizon
 from observer_agent.hub.lease import Lease
-from observer_agent.hub.partitions import AHEAD, WEEK, drop_before, part_of
+from observer_agent.hub.partitions import AHEAD, WEEK, Partitions, drop_before, part_of
+from observer_agent.hub.roller import Roller
 from observer_agent.hub.store import Store
 from tests.fakes import FakeClock
 from tests.postgres import NAMED, Server, drop_database, fresh_database, postgres, started
@@ -389,6 +391,35 @@ def until(what: Callable[[], bool]) -> None:
     while not what():
         assert time.monotonic() < end
         pause.wait(0.01)
+
+
+def test_a_row_that_is_committed_late_is_neither_rolled_past_nor_exported_past(database: Database, url: str) -> None:
+    clock = FakeClock()
+    Partitions(database).ensure(clock.now())
+
+    def stored(n: int) -> dict[str, Any]:
+        now = clock.now()
+        same = {"queue_id": QUEUE, "value": 1.0, "status": "healthy", "timestamp": now, "received_at": now}
+        return {"metric_id": "m", "agent_id": "a", "row_id": n, **same}
+
+    roller, horizon = Roller(database, clock), Horizon(database)
+    with closing(open_database(url)) as other:
+        with other.write() as slow:
+            slow.execute(insert(schema.pushes), [stored(1)])
+            with database.write() as conn:
+                conn.execute(insert(schema.pushes), [stored(2)])
+            clock.advance(3600)
+            assert roller.roll() == 0 and horizon.id() == 0
+    assert roller.roll() == 2 and horizon.id() == 2
+    with other.write() as slow:
+        slow.execute(insert(schema.pushes), [stored(3)])
+        with database.write() as conn:
+            conn.execute(insert(schema.pushes), [stored(4)])
+        assert horizon.id() == 2, "3 may come yet"
+    with database.write() as conn:
+        conn.execute(insert(schema.pushes), [stored(5)])
+        assert horizon.id() == 4, "whoever wrote then has ended, somebody else is writing"
+    assert horizon.id() == 5
 
 
 def waiting(database: Database) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cramjam
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from observer_agent.clock import Clock, iso
 from observer_agent.demo.stage import end_process, free_port
@@ -81,6 +81,22 @@ def test_only_what_comes_after_the_first_step_is_sent_and_only_once(hub: TestHub
     head = receiver.heads[0].lower()
     assert "content-encoding: snappy" in head and "x-prometheus-remote-write-version: 0.1.0" in head
     assert "authorization: bearer canary" in head
+
+
+def test_a_row_of_a_hub_whose_clock_is_ahead_is_not_passed(hub: TestHub) -> None:
+    receiver = Receiver(204)
+    with Server(receiver) as server:
+        made = exporter(hub, server)
+        hub.push([row(1), row(2)], "1-2")
+        pushes = schema.pushes
+        with hub.database.write() as conn:
+            older = update(pushes).where(pushes.c.row_id == 2).values(received_at=hub.clock.now() - 60)
+            assert conn.execute(older).rowcount == 1
+        made.step()
+        assert receiver.bodies == [] and counter(hub, CURSOR) == 0
+        hub.clock.advance(3)
+        made.step()
+    assert len(receiver.bodies) == 1 and counter(hub, CURSOR) == 2
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ VARIABLES = {"$__rate_interval": "5m", "$instance": ".*", "${DS_PROMETHEUS}": "p
 SEVERITIES = {"critical", "warning", "info"}
 
 # Panels that stay empty while nothing is wrong.
-EMPTY = {"Lost by reason", "Worker restarts", "Turns skipped, late and missed", "Pings of jobs"}
+EMPTY = {
+    "Lost by reason", "Worker restarts", "Turns skipped, late and missed", "Pings of jobs", "Host metrics for a console"
+}  # fmt: skip
 
 
 def program(name):

@@ -20,6 +20,7 @@
     statuses.py    which status of a metric holds, after its dwell
     rollup.py      pure: verdicts to seconds by status; roller.py fills hours and days, keep.py forgets
     health.py      whether the process lives and can work, for balancers
+    horizon.py     up to which id the rows are complete
     history.py     what a metric was; history_api.py is its face; pushed.py finds rows by time
     objectives.py  what services promise of metrics, and what was kept
     openapi.py     the whole HTTP API as an OpenAPI document, of the objects in shapes.py

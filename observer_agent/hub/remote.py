@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import requests
@@ -18,6 +19,7 @@ from observer_agent import __version__
 from observer_agent.clock import Clock
 from observer_agent.hub import schema
 from observer_agent.hub.database import Database
+from observer_agent.hub.horizon import Horizon
 from observer_agent.hub.lease import Lease
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,7 @@ log = logging.getLogger(__name__)
 CURSOR, LOST = "remote_write_cursor", "remote_write_lost"
 ROWS = 500
 PAUSE = 5.0
-SETTLED = 2.0  # rows younger than this may stand behind others that are not committed yet
+SETTLED = 2.0  # seconds; besides the horizon, for who has an id and no transaction number yet
 TIMEOUT = (5.0, 20.0)
 LEASE_SECONDS = 60.0
 LONGEST = 300.0
@@ -61,6 +63,7 @@ class Exporter:
         self._clock = clock
         self._target = target
         self._lease = Lease(database, "remote_write", LEASE_SECONDS)
+        self._horizon = Horizon(database)
         self._failures = 0
 
     def step(self) -> float:
@@ -84,17 +87,20 @@ class Exporter:
         self._lease.release()
 
     def _read(self, cursor: int) -> Sequence[Row[Any]]:
+        """The next rows, up to the first that is too young: hubs whose clocks differ stamp them."""
         pushes, metrics, agents = schema.pushes, schema.metrics, schema.agents
+        now, complete = self._clock.now(), self._horizon.id()
         query = (
             select(pushes, metrics.c.key, metrics.c.title, metrics.c.source_type, agents.c.name.label("agent"))
             .outerjoin(metrics, metrics.c.id == pushes.c.metric_id)
             .outerjoin(agents, agents.c.id == pushes.c.agent_id)
-            .where(pushes.c.id > cursor, pushes.c.received_at <= self._clock.now() - SETTLED)
+            .where(pushes.c.id > cursor)
             .order_by(pushes.c.id)
             .limit(ROWS)
         )
         with self._database.read() as conn:
-            return conn.execute(query).all()
+            rows = conn.execute(query).all()
+        return list(takewhile(lambda row: row.id <= complete and abs(now - row.received_at) >= SETTLED, rows))
 
     def _send(self, rows: Sequence[Row[Any]]) -> float | None:
         """None when the rows are done with, else the seconds until they are sent again."""

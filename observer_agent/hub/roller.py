@@ -20,6 +20,7 @@ from observer_agent.clock import Clock
 from observer_agent.hub import schema
 from observer_agent.hub.database import Database
 from observer_agent.hub.database import insert as upsert
+from observer_agent.hub.horizon import Horizon
 from observer_agent.hub.keep import Keep, forget
 from observer_agent.hub.lease import Lease
 from observer_agent.hub.pushed import first_id, moment
@@ -30,7 +31,7 @@ CURSOR = "rolled_up"
 ROWS = 2000
 CHUNK = 500
 PAUSE = 10.0
-SETTLED = 10.0  # rows younger than this may stand behind others that are not committed yet
+SETTLED = 10.0  # seconds; besides the horizon, for who has an id and no transaction number yet
 LEASE_SECONDS = 60.0
 FORGET_EVERY = 300.0
 BREATH = 0.05  # between two bites, for those who wait to write
@@ -66,6 +67,7 @@ class Roller:
         self._clock = clock
         self._keep = keep or Keep()
         self._lease = Lease(database, "roll", LEASE_SECONDS)
+        self._horizon = Horizon(database)
         self._forgotten_at: float | None = None
 
     def step(self) -> float:
@@ -82,10 +84,10 @@ class Roller:
 
     def roll(self) -> int:
         """Rolls up to `ROWS` rows up; returns how many there were."""
-        now = self._clock.now()
+        now, complete = self._clock.now(), self._horizon.id()
         with self._database.read() as conn:
             cursor = _cursor(conn)
-            rows = _settled(conn, cursor or 0, now)
+            rows = [row for row in _settled(conn, cursor or 0, now) if row.id <= complete]
             changes = list(_Step(conn, rows, now - self._keep.rows).changes()) if rows else []
         if rows:
             with self._database.write() as conn:
