@@ -180,6 +180,7 @@ def migrate(database: Database) -> None:
 
 def _engine(where: URL) -> Engine:
     common: dict[str, Any] = {"hide_parameters": True, "pool_size": POOL, "max_overflow": 0, "pool_timeout": POOL_WAIT}
+    common["pool_use_lifo"] = True  # what few connections can do must not fill the caches of all
     if where.get_backend_name() == POSTGRESQL:
         given = {name: value for name, value in CONNECT.items() if name not in where.query}
         try:

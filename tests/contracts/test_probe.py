@@ -126,7 +126,7 @@ def nothing_left():
     yield
     left = [t.name for t in set(threading.enumerate()) - threads if not t.name.startswith("resolve-")]
     assert left == []
-    assert len(os.listdir("/proc/self/fd")) == len(fds)
+    assert len(os.listdir("/proc/self/fd")) <= len(fds)  # one of the test before may be closed meanwhile
 
 
 def look(prober, source_type, config):
