@@ -28,14 +28,7 @@ T = TypeVar("T")
 BUSY_MS = 10_000
 POOL = 16  # request threads and a few
 POOL_WAIT = 8.0
-CACHE_KB = 512  # of each connection; with SQLite's own 2 MB a hub grew by 25 MB in an hour, until all were full
-PRAGMAS = (
-    f"busy_timeout={BUSY_MS}",
-    "journal_mode=WAL",
-    "synchronous=FULL",
-    "foreign_keys=ON",
-    f"cache_size=-{CACHE_KB}",
-)
+PRAGMAS = (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
 POSTGRESQL = "postgresql"
 # Below the 10 s within which an answer should go out; a connection to a machine that is gone is given up as well.
 LIMITS = {"statement_timeout": "8s", "lock_timeout": "5s", "idle_in_transaction_session_timeout": "30s"}
@@ -180,7 +173,6 @@ def migrate(database: Database) -> None:
 
 def _engine(where: URL) -> Engine:
     common: dict[str, Any] = {"hide_parameters": True, "pool_size": POOL, "max_overflow": 0, "pool_timeout": POOL_WAIT}
-    common["pool_use_lifo"] = True  # what few connections can do must not fill the caches of all
     if where.get_backend_name() == POSTGRESQL:
         given = {name: value for name, value in CONNECT.items() if name not in where.query}
         try:
