@@ -89,7 +89,8 @@ def explain(error: OSError, way: Way, reopen: Open, clock: Clock) -> Stopped:
     name = way.cloud.name
     if isinstance(error, ssl.SSLCertVerificationError):
         return _untrusted(error, way, _look(reopen, way, clock), clock)
-    closed = isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError | ConnectionError) or "EOF" in (getattr(error, "reason", None) or "")
+    ended = isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError | ConnectionError)
+    closed = ended or "EOF" in (getattr(error, "reason", None) or "")
     if (closed or isinstance(error, TimeoutError)) and _speaks_plainly(reopen, way, clock):
         return Stopped(_not_tls(name))
     if isinstance(error, TimeoutError):
