@@ -13,7 +13,8 @@ def caught(caplog):
     """The program's log lines, even where another test has configured its handlers."""
     logger = logging.getLogger("observer_agent")
     before = logger.propagate, logger.level
-    logger.propagate = True
+    # pytest listens at a logger that does not propagate; at both places it would hear everything twice.
+    logger.propagate = caplog.handler not in logger.handlers
     logger.setLevel(logging.DEBUG)
     yield caplog
     logger.propagate, level = before
