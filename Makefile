@@ -43,7 +43,7 @@ $(addprefix fast-,$(FAST)): $(STAMP)
 	@$(BIN)/python -X dev -m pytest -q -p no:cacheprovider -m "not slow and not prove" $(FILES)
 
 # Most slow tests wait for real things: four processes at a time take a third of the time of one.
-PARTS := probes scenes packages hub first second postgres
+PARTS := scenes packages postgres hub first probes second
 SCENES := tests/end_to_end tests/blind tests/prove
 POSTGRES := tests/test_hub_postgres.py tests/test_hub_browser.py tests/test_page.py
 test-scenes: FILES := $(SCENES)
