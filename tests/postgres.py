@@ -26,6 +26,7 @@ SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
     "fsync": "on",
+    "autovacuum": "off",  # it writes when it likes, and whoever walks rows by id waits for all who write
     "max_connections": "200",
     "logging_collector": "off",
 }
