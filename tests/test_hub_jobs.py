@@ -198,6 +198,7 @@ def test_a_job_that_is_pruned_takes_no_ping_until_it_is_back(hub: TestHub, token
     assert ping(hub, token)["accepted"] == 1
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     hub = HubProcess(tmp_path)
     assert hub.command("job", "token", "backup").returncode == 1
@@ -368,6 +369,7 @@ def test_one_hub_process_at_a_time_judges_silence(hub: TestHub, token: str) -> N
     assert other.step() == EVERY
 
 
+@pytest.mark.slow
 def test_a_thousand_jobs_are_looked_at_quickly(hub: TestHub) -> None:
     metrics = [f"  - {{key: job-{n}, source_type: heartbeat, source_config: {CONFIG}}}" for n in range(1000)]
     put(hub, "\n".join(["apiVersion: observer/v1", "metrics:", *metrics]))

@@ -237,6 +237,7 @@ def conforms(op: Any, answer: Any) -> None:
         jsonschema.validate(answer.json, schema, format_checker=jsonschema.FormatChecker())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", OPERATIONS, ids=lambda op: op.name)
 def test_good_answers_are_as_described(op: Any, tmp_path: Path) -> None:
     with filled(tmp_path) as hub:

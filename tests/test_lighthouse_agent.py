@@ -586,6 +586,7 @@ def test_w18_an_agent_for_host_metrics_runs_no_check_and_no_sync(start, console,
     assert console.bodies("heartbeat")[0]["role"] == "host_metrics"
 
 
+@pytest.mark.slow
 def test_the_consoles_word_alone_turns_no_host_metrics_on_and_loads_no_code_for_them(start, console):
     console.more["host_metrics"] = {"enabled": True, "interval_seconds": 5}
     agent = start()
