@@ -349,7 +349,8 @@ def test_a_server_that_waits_for_the_answer_to_its_ping():
 
 def test_a_connection_that_is_ended_before_it_took_the_request():
     reading = answered(speaks(lambda h2, stream_id: h2.close_connection(0, last_stream_id=0)))
-    assert reading.reason == "grpc_unavailable"
+    # A server that closes while bytes of ours are unread resets the connection, which may overtake its goodbye.
+    assert reading.reason in ("grpc_unavailable", "ECONNRESET")
 
 
 def test_w14_a_message_without_end_is_cut_off():
