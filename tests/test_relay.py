@@ -516,22 +516,23 @@ def test_a_damaged_file_is_moved_aside_and_counted(bench, caught, when):
 # -- the agent
 
 
+def until(look, holds=bool):
+    """What `look` finds, once it holds."""
+    pause, end = threading.Event(), time.monotonic() + 20
+    while not holds(found := look()):
+        assert time.monotonic() < end, found
+        pause.wait(0.01)
+    return found
+
+
 def relay_place(agent):
-    for _ in range(100):
-        if agent.relay.at:
-            host, port = agent.relay.at.split(":")
-            return host, int(port)
-        time.sleep(0.05)  # the worker opens the door
-    raise AssertionError("the door stayed closed")
+    host, port = until(lambda: agent.relay.at).split(":")
+    return host, int(port)
 
 
 def told(agent, what):
     """What the state says of the relay, once `what` is true of it."""
-    for _ in range(200):
-        if what(said := status.state(agent)["relay"]):
-            return said
-        time.sleep(0.05)  # the worker's turn
-    raise AssertionError(said)
+    return until(lambda: status.state(agent)["relay"], what)
 
 
 def ask(place, path):
