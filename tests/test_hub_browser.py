@@ -237,13 +237,15 @@ def test_it_works_without_a_script(browser: Any, hub: TestHub, url: str) -> None
 
     browser.get(f"{url}/console/metrics")
     browser.find_element(By.ID, "text").send_keys("search")
-    browser.find_element(By.CSS_SELECTOR, "#filter button").click()
-    until(lambda: "text=search" in browser.current_url)
+    leave_by(browser, By.CSS_SELECTOR, "#filter button")
+    until(lambda: browser.find_elements(By.CSS_SELECTOR, ".metrics tbody th"))
+    assert "text=search" in browser.current_url
     assert [each.text for each in browser.find_elements(By.CSS_SELECTOR, ".metrics tbody th")] == ["Search index"]
     browser.get(f"{url}/console/keys")
     browser.find_element(By.ID, "name").send_keys("by-hand")
-    browser.find_element(By.XPATH, "//button[text()='Create key']").click()
-    assert browser.find_element(By.CLASS_NAME, "key").text.startswith("obs_live_")
+    leave_by(browser, By.XPATH, "//button[text()='Create key']")
+    (key,) = until(lambda: browser.find_elements(By.CLASS_NAME, "key"))
+    assert key.text.startswith("obs_live_")
     assert not browser.find_element(By.ID, "themes").is_displayed()
 
 
@@ -331,7 +333,7 @@ def check_for_screen_readers(browser: Any, path: str) -> None:
 
 
 def leave_by(browser: Any, by: str, what: str) -> None:
-    """Presses a button and waits until the page that it stands on is gone."""
+    """Presses a button and waits until the page that it stands on is gone and the next is read to its end."""
     from selenium.webdriver.support.expected_conditions import staleness_of
 
     button = browser.find_element(by, what)
@@ -356,7 +358,8 @@ def test_the_token_opens_the_console_and_logging_out_closes_it(browser: Any, tmp
         assert run(browser, "document.cookie") == "" and "sesame" not in browser.page_source
         browser.find_element(By.ID, "name").send_keys("new")
         leave_by(browser, By.XPATH, "//button[text()='Create key']")
-        assert browser.find_element(By.CLASS_NAME, "key").text.startswith("obs_live_")
+        (key,) = until(lambda: browser.find_elements(By.CLASS_NAME, "key"))
+        assert key.text.startswith("obs_live_")
         leave_by(browser, By.XPATH, "//button[text()='Log out']")
         until(lambda: browser.current_url == f"{url}/login")
         browser.get(f"{url}/console/keys")

@@ -125,7 +125,8 @@ def run(browser, script, *arguments):
 
 
 def text(browser, selector):
-    return run(browser, "document.querySelector(arguments[0]).textContent", selector)
+    """The text of an element; empty while there is none."""
+    return run(browser, "document.querySelector(arguments[0])?.textContent ?? ''", selector)
 
 
 def rows(browser):

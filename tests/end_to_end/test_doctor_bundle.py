@@ -88,12 +88,18 @@ def test_no_canary_is_seen_anywhere(tmp_path, web):
         env |= {"CLOUD_SERVER_URL": cloud.url, "DEBUG_DASHBOARD_PORT": str(site.page)}
         site.start_agent(**env)
         token = env["DEBUG_DASHBOARD_TOKEN"]
-        state = site.until(lambda: page(site.page, "/api/state", token))
-        site.until(
-            lambda: all(j["last_run_at"] for j in json.loads(page(site.page, "/api/state", token))["definitions"])
-        )
+
+        def seen() -> dict:
+            return json.loads(page(site.page, "/api/state", token) or "{}")
+
+        def looked() -> bool:
+            jobs = seen().get("definitions")
+            return bool(jobs) and all(each["last_run_at"] for each in jobs)
+
+        site.until(looked)
+        state = page(site.page, "/api/state", token)
         cloud.broken = True
-        site.until(lambda: not json.loads(page(site.page, "/api/state", token))["cloud"]["delivering"])
+        site.until(lambda: not seen().get("cloud", {"delivering": True})["delivering"])
         texts = {path: page(site.page, path, token) for path in ("/", "/api/state", "/metrics", "/healthz", "/readyz")}
         texts |= commands(site, {**clean_env({}), **env}, tmp_path)
         for name, broken in (("sound", False), ("broken", True)):
