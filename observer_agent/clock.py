@@ -99,6 +99,11 @@ def iso(seconds: float) -> str:
     return f"{datetime.fromtimestamp(whole, UTC).isoformat()[:19]}.{ms:03d}Z"
 
 
+def to_ms(seconds: float) -> float:
+    """Milliseconds with three decimals. `round(x, 3)` takes three times as long, and a look asks six times."""
+    return round(seconds * 1e6) / 1000
+
+
 def parse_iso(text: str) -> float | None:
     """An ISO 8601 instant as seconds since 1970, or None where it is not one or has no offset."""
     try:

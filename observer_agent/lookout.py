@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import NamedTuple
 
 from observer_agent.clock import Clock, iso
@@ -182,4 +181,4 @@ def _is_ours(reading: Reading) -> bool:
 def _blamed(reading: Reading, reason: str, text: str) -> Reading:
     """The reading as the agent's own fault; what was seen stays in the detail."""
     seen = reading.reason if reading.value is None else reading.value
-    return replace(reading, value=None, reason=reason, fault=Fault.AGENT, detail={"error": text, "seen": seen})
+    return reading._replace(value=None, reason=reason, fault=Fault.AGENT, detail={"error": text, "seen": seen})

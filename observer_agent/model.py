@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from json.encoder import encode_basestring_ascii as _quoted
+from types import MappingProxyType
 from typing import Any, NamedTuple
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Status(StrEnum):
@@ -90,9 +93,8 @@ class Definition:
     title: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What one look returned: a value, or none with a reason code.
+class Reading(NamedTuple):
+    """What one look returned: a value, or none with a reason code. A tuple: two are made for every look.
 
     `duration_ms` and `phases` are milliseconds with three decimals. `address` is the last one that was tried, and
     `silent` says that nothing came back from it. `evidence` is what `why` shows besides. All but value and reason stay
@@ -103,11 +105,11 @@ class Reading:
     reason: str | None = None
     fault: Fault | None = None
     duration_ms: float = 0.0
-    phases: Mapping[str, float] = field(default_factory=dict)
-    detail: Mapping[str, Any] = field(default_factory=dict)
+    phases: Mapping[str, float] = _NOTHING
+    detail: Mapping[str, Any] = _NOTHING
     address: str = ""
     silent: bool = False
-    evidence: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = _NOTHING
 
 
 class Verdict(NamedTuple):

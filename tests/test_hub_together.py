@@ -14,7 +14,7 @@ from sqlalchemy import Connection, event, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from observer_agent.hub import schema
-from observer_agent.hub.database import Database, open_database
+from observer_agent.hub.database import HEAP, Database, open_database
 from observer_agent.hub.together import Together
 
 WAIT = 10.0
@@ -118,3 +118,11 @@ def test_many_threads_lose_nothing(database: Database) -> None:
         made = list(pool.map(database.share, [puts(f"{n}") for n in range(200)]))
     assert made == [f"{n}" for n in range(200)]
     assert stored(database) == 200
+
+
+def test_the_pages_that_sqlite_keeps_are_bounded_for_all_connections_together(tmp_path: Path) -> None:
+    database = open_database(f"sqlite:///{tmp_path}/hub.db")
+    with database.glance() as one, database.glance() as another:
+        bounds = [each.exec_driver_sql("PRAGMA soft_heap_limit").scalar_one() for each in (one, another)]
+    database.close()
+    assert bounds == [HEAP, HEAP]

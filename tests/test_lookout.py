@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from dataclasses import replace
 
 import pytest
 
@@ -181,7 +180,7 @@ def test_a_resolver_that_finds_nothing_any_more_is_ours_and_one_that_does_is_not
             return (parse_literal("127.0.0.1"),)
         raise ResolveError("EAI_AGAIN", name)
 
-    unresolved = replace(SILENT, reason="EAI_AGAIN", address="")
+    unresolved = SILENT._replace(reason="EAI_AGAIN", address="")
     stage = Stage(unresolved, clock=Clock(), find=find)
     stage.resolver.resolve("a.test", stage.clock.monotonic() + 5)
     assert stage.look().reason == "EAI_AGAIN"

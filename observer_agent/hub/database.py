@@ -28,7 +28,10 @@ T = TypeVar("T")
 BUSY_MS = 10_000
 POOL = 16  # request threads and a few
 POOL_WAIT = 8.0
-PRAGMAS = (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+HEAP = 8 * 2**20  # bytes of SQLite's pages that all connections together keep; each would fill 2 MB, over hours
+PRAGMAS = (
+    f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"soft_heap_limit={HEAP}",
+)  # fmt: skip
 POSTGRESQL = "postgresql"
 # Below the 10 s within which an answer should go out; a connection to a machine that is gone is given up as well.
 LIMITS = {"statement_timeout": "8s", "lock_timeout": "5s", "idle_in_transaction_session_timeout": "30s"}

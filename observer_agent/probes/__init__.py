@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from observer_agent.clock import to_ms
 from observer_agent.errors import InvalidConfig
 from observer_agent.model import Fault, Reading
 from observer_agent.probes import (
@@ -126,7 +127,7 @@ class Prober:
             log.error("A %s probe broke with %s: please report it; other probes go on", source_type, name)
             text = f"the probe broke with {name}"
             reading = Reading(None, Reason.SOURCE_THREW.value, Fault.AGENT, detail={"error": text})
-        return self._finished(reading, round((monotonic() - started) * 1000, 3))
+        return self._finished(reading, to_ms(monotonic() - started))
 
     def _load(self, source_type: str, libraries: tuple[str, ...]) -> None:
         for name in libraries:
@@ -137,7 +138,7 @@ class Prober:
         detail = reading.detail
         if "error" in detail:
             detail = {**detail, "error": self._tools.redact(detail["error"])}
-        # Not dataclasses.replace, which takes three times as long: this runs for every look.
+        # Not `_replace`, which takes three times as long: this runs for every look.
         return Reading(
             reading.value,
             reading.reason,

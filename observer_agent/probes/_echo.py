@@ -12,6 +12,7 @@ import secrets
 import socket
 from typing import Final, NamedTuple
 
+from observer_agent.clock import to_ms
 from observer_agent.probes._direct import sockaddr
 from observer_agent.probes._reasons import Reason
 from observer_agent.probes._tools import Run
@@ -157,7 +158,7 @@ class _Series:
             return
         trip = now - self._left_at[seq]
         if trip <= self._plan.wait:
-            self._trips[seq] = round(trip * 1000, 3)
+            self._trips[seq] = to_ms(trip)
 
 
 def _packed(family: int, host: str) -> bytes:

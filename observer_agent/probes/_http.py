@@ -24,8 +24,11 @@ HEAD_LIMIT = 65_536
 LINE_LIMIT = 4_096
 
 _END = re.compile(rb"\r?\n\r?\n")
-_STATUS = re.compile(rb"HTTP/1\.[0-9] ([1-9][0-9]{2})(?= |\Z)")
+_STATUS = re.compile(r"HTTP/1\.[0-9] ([1-9][0-9]{2})(?= |\Z)")
+_FIELD = re.compile(r"^([^ \t:\n][^:\n]*):(.*)$", re.MULTILINE)
+_SPACE = " \t\n\r\x0b\f"  # what bytes.strip takes; that of a text would take the no-break space
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?")
+_NO_ANSWER = "the connection was closed before an answer came"
 _BODILESS = frozenset((204, 304))
 
 
@@ -175,30 +178,29 @@ def _read_response(stream: Stream) -> Response:
     while True:
         head = reader.head(budget)
         budget -= len(head)
-        first, *lines = head.split(b"\n")
-        match = _STATUS.match(first.rstrip(b"\r"))
+        first, _, fields = head.decode("latin-1").partition("\n")
+        match = _STATUS.match(first.rstrip("\r"))
         if not match:
             raise broken("the answer is not HTTP/1")
         status = int(match[1])
         if status >= 200:
-            return Response(stream, reader, status, _headers(lines))
+            return Response(stream, reader, status, _headers(fields))
         if status == 101:
             raise broken("the server switches to another protocol")
 
 
-def _headers(lines: Iterable[bytes]) -> dict[str, str]:
+def _headers(text: str) -> dict[str, str]:
+    """The fields, names in small letters; of one that comes again the first, but all that say where a body ends."""
+    found = _FIELD.findall(text)
+    if text and len(found) <= text.count("\n"):
+        raise broken("a header line is malformed")
     out: dict[str, str] = {}
-    for line in lines:
-        name, colon, value = line.partition(b":")
-        if not colon or not name or name[:1] in b" \t":
-            raise broken("a header line is malformed")
-        key = name.strip().lower().decode("latin-1")
-        text = value.strip().decode("latin-1")
-        if key in out and key in ("content-length", "transfer-encoding"):
-            text = f"{out[key]}, {text}"
-        elif key in out:
-            continue
-        out[key] = text
+    for name, value in found:
+        key = name.strip(_SPACE).lower()
+        if key not in out:
+            out[key] = value.strip(_SPACE)
+        elif key in ("content-length", "transfer-encoding"):
+            out[key] += f", {value.strip(_SPACE)}"
     return out
 
 
@@ -226,6 +228,8 @@ class _Reader:
         """Everything up to an empty line, without it; at most `limit` bytes."""
         buffer = self._buffer
         looked = 0
+        if not buffer:
+            self._more(_NO_ANSWER)
         while True:
             match = _END.search(buffer, looked)
             if match and match.start() <= limit:
@@ -237,7 +241,7 @@ class _Reader:
             if len(buffer) > limit:
                 raise broken("the headers are too long")
             looked = max(0, len(buffer) - 3)
-            self._more("the connection was closed before an answer came")
+            self._more(_NO_ANSWER)
 
     def exactly(self, length: int) -> bytes:
         """The next `length` bytes."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from observer_agent.clock import Clock
+from observer_agent.clock import Clock, to_ms
 from observer_agent.logs import Redactor
 from observer_agent.model import Reading
 from observer_agent.policy import Policy
@@ -142,7 +142,7 @@ class Run:
 
     def ms(self) -> float:
         """Milliseconds since the start, with three decimals."""
-        return round((self._monotonic() - self.started) * 1000, 3)
+        return to_ms(self._monotonic() - self.started)
 
     @property
     def doing(self) -> str:
@@ -183,4 +183,4 @@ class Run:
         )
 
     def _rounded(self) -> dict[str, float]:
-        return {name: round(seconds * 1000, 3) for name, seconds in self._phases.items()}
+        return {name: to_ms(seconds) for name, seconds in self._phases.items()}
