@@ -6,7 +6,8 @@ import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,8 @@ from tests import servers, udp
 from tests.servers import Authority, Server, answer, make_prober, redirect, refused_port, scripted
 
 GRACE = 0.05
-TIMEOUT_MS = 300
+TIMEOUT_MS = 5000  # of looks that should end long before it, on a busy machine too
+HURRY_MS = 300  # of looks that end by it
 
 
 def tcp(server_url, **more):
@@ -61,7 +63,7 @@ def tls_cert(server_url, **more):
 
 
 def icmp(server_url, **more):
-    return "icmp", {"host": tcp(server_url)[1]["host"], "count": 1, "timeout_ms": 100}
+    return "icmp", {"host": tcp(server_url)[1]["host"], "count": 1, "timeout_ms": TIMEOUT_MS}
 
 
 def dns(server_url, **more):
@@ -83,6 +85,16 @@ def loki(server_url, **more):
 def elasticsearch(server_url, **more):
     search = {"index": "i", "agg_name": "a", "query": {"aggs": {"a": {"max": {"field": "b"}}}}}
     return "elasticsearch", {"base_url": server_url, "timeout_ms": TIMEOUT_MS, **search}
+
+
+def hurried(kind):
+    """The same source type with a short timeout."""
+
+    def ask_for(server_url, **more):
+        source_type, config = kind(server_url, **more)
+        return source_type, {**config, "timeout_ms": HURRY_MS}
+
+    return ask_for
 
 
 ALL = [tcp, http, matching, picking, query, scrape, loki, elasticsearch]
@@ -129,12 +141,22 @@ def nothing_left():
     assert len(os.listdir("/proc/self/fd")) <= len(fds)  # one of the test before may be closed meanwhile
 
 
+def waited():
+    """Seconds for which the kernel has kept this process's threads waiting for a processor, all together."""
+    total = 0
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # a thread that has ended meanwhile
+            total += int((task / "schedstat").read_text().split()[1])
+    return total / 1e9
+
+
 def look(prober, source_type, config):
     """One look, held against what every reading must fulfil."""
     typed = probes.parse(source_type, config)
-    started = Clock().monotonic()
+    before, started = waited(), Clock().monotonic()
     reading = prober.look(source_type, typed)
-    assert Clock().monotonic() - started <= typed.timeout + GRACE
+    took = Clock().monotonic() - started
+    assert took <= typed.timeout + GRACE + waited() - before
     assert reading.duration_ms == round(reading.duration_ms, 3) > 0
     assert all(ms == round(ms, 3) >= 0 for ms in reading.phases.values())
     if reading.value is None:
@@ -159,9 +181,9 @@ def test_a_refused_port(kind):
 @pytest.mark.parametrize("handler", [servers.tarpit, servers.drip])
 def test_a_tarpit_and_a_slow_drip_of_headers(kind, handler):
     with nothing_left(), Server(handler) as server:
-        reading = ask(kind, server)
+        reading = ask(hurried(kind), server)
     assert (reading.reason, reading.fault) == (own(kind, "ETIMEDOUT"), Fault.TARGET)
-    assert reading.phases["first_byte"] > TIMEOUT_MS / 2
+    assert reading.phases["first_byte"] > HURRY_MS / 2
 
 
 @pytest.mark.parametrize("handler", [servers.tarpit, servers.drip, servers.hang_up, servers.endless])
@@ -183,7 +205,7 @@ def test_tcp_is_content_with_a_connection(handler):
 )
 def test_tcp_that_waits_for_a_text_keeps_its_deadline(handler, reasons):
     with nothing_left(), Server(handler) as server:
-        reading = ask(expecting, server)
+        reading = ask(hurried(expecting), server)
     assert reading.reason in reasons
     assert reading.fault is Fault.TARGET
     assert "something" not in str(reading)
@@ -200,7 +222,7 @@ def test_a_server_that_closes_without_an_answer(kind, handler):
 @pytest.mark.parametrize("kind", BODY_READERS)
 def test_a_slow_drip_of_the_body(kind):
     with nothing_left(), Server(servers.drip_body) as server:
-        reading = ask(kind, server)
+        reading = ask(hurried(kind), server)
     assert (reading.reason, reading.fault) == (own(kind, "ETIMEDOUT"), Fault.TARGET)
 
 
@@ -259,7 +281,7 @@ def test_bad_tls(kind):
 @pytest.mark.parametrize("kind", OVER_TLS)
 def test_a_tarpit_in_the_handshake(kind):
     with nothing_left(), Server(servers.tarpit) as server:
-        reading = look(make_prober(), *kind(server.url.replace("http", "https", 1)))
+        reading = look(make_prober(), *hurried(kind)(server.url.replace("http", "https", 1)))
     assert (reading.reason, reading.fault) == (own(kind, "ETIMEDOUT"), Fault.TARGET)
     assert "tls" in reading.phases
 
@@ -397,7 +419,7 @@ def test_a_resolver_that_hangs(kind):
 
     with nothing_left():
         try:
-            reading = look(make_prober(find=find), *kind("http://hangs.test:80"))
+            reading = look(make_prober(find=find), *hurried(kind)("http://hangs.test:80"))
         finally:
             release.set()
     assert (reading.reason, reading.fault) == (own(kind, "ETIMEDOUT"), Fault.RESOLVER)
@@ -453,28 +475,28 @@ def garbage(question):
 @pytest.mark.parametrize("reply", [udp.silence, garbage, to_another_question, lambda question: [question]])
 def test_udp_that_does_not_answer(reply):
     with nothing_left(), udp.UdpServer(reply) as server:
-        reading = look(make_prober(), *dns(f"udp://{server.at}"))
+        reading = look(make_prober(), *hurried(dns)(f"udp://{server.at}"))
     assert (reading.reason, reading.fault) == ("ETIMEDOUT", Fault.TARGET)
-    assert reading.duration_ms >= TIMEOUT_MS
+    assert reading.duration_ms >= HURRY_MS
 
 
 def test_udp_from_a_spoofed_source():
     good = udp.answering("{} 60 IN A 203.0.113.1")
     with nothing_left(), udp.UdpServer(good, strange=True) as server:
-        reading = look(make_prober(), *dns(f"udp://{server.at}"))
+        reading = look(make_prober(), *hurried(dns)(f"udp://{server.at}"))
     assert (reading.reason, reading.fault) == ("ETIMEDOUT", Fault.TARGET)
 
 
 def test_udp_that_floods_does_not_keep_a_look_from_ending():
     with nothing_left(), udp.UdpServer(lambda question: to_another_question(question) * 20_000) as server:
-        reading = look(make_prober(), *dns(f"udp://{server.at}"))
+        reading = look(make_prober(), *hurried(dns)(f"udp://{server.at}"))
     assert reading.reason == "ETIMEDOUT"
 
 
 @pytest.mark.parametrize("silence_ok", [True, False])
 def test_datagrams_that_nobody_answers_keep_the_deadline(silence_ok):
     with nothing_left(), udp.UdpServer(udp.silence) as server:
-        reading = look(make_prober(), *datagram(f"udp://{server.at}", silence_ok=silence_ok))
+        reading = look(make_prober(), *hurried(datagram)(f"udp://{server.at}", silence_ok=silence_ok))
     assert (reading.value is not None, reading.reason) == (silence_ok, None if silence_ok else "ETIMEDOUT")
     assert reading.silent
 
@@ -495,7 +517,9 @@ def test_two_hundred_hung_probes_each_end_by_their_deadline(kind):
             reading = prober.look(source_type, typed)
             return reading.reason, Clock().monotonic() - started - typed.timeout
 
+        before = waited()
         ended = list(pool.map(one, range(200)))
+        kept = (waited() - before) / 200  # waiting for a processor: each of them, on average
     assert {reason for reason, _ in ended} == {"ETIMEDOUT"}
-    assert max(late for _, late in ended) <= GRACE
+    assert max(late for _, late in ended) <= GRACE + kept
     assert min(late for _, late in ended) >= -0.005
