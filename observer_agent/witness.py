@@ -10,11 +10,12 @@ import errno
 import selectors
 import socket
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from enum import StrEnum
 from itertools import pairwise
+from operator import itemgetter
 from typing import NamedTuple
 
 from observer_agent.clock import Clock
@@ -57,27 +58,28 @@ class Witnesses:
         self._cloud = cloud
         self._lock = threading.Lock()
         self._asking = threading.Lock()
-        self._good: OrderedDict[str, float] = OrderedDict()
+        self._good: dict[str, float] = {}  # when each answered last
         self._answers: dict[bool, deque[float]] = {True: deque(maxlen=512), False: deque(maxlen=512)}
         self._findings: dict[Kind, Finding] = {}
 
     def note(self, address: str) -> None:
-        """An address (`host:port`, or a host where no TCP was spoken) has answered just now."""
-        now, near = self._clock.monotonic(), is_near(address)
-        with self._lock:
-            self._answers[near].append(now)
-            if address in self._good:
-                self._good[address] = now
-                self._good.move_to_end(address)
-            elif _split(address)[1]:
+        """An address (`host:port`, or a host where no TCP was spoken) has answered just now.
+
+        The lock is for new ones: every look comes by here, and who waits for a lock waits for the interpreter as well.
+        """
+        now = self._clock.monotonic()
+        self._answers[is_near(address)].append(now)
+        if address in self._good:
+            self._good[address] = now
+        elif _split(address)[1]:
+            with self._lock:
                 self._good[address] = now
                 if len(self._good) > KEPT:
-                    self._good.popitem(last=False)
+                    del self._good[min(self._good.copy().items(), key=itemgetter(1))[0]]
 
     def covered(self, address: str, begin: float, end: float) -> bool:
         """Whether other answers came all through the time from `begin` to `end`: the network worked, then."""
-        with self._lock:
-            times = [moment for moment in self._answers[is_near(address)] if begin <= moment <= end]
+        times = [moment for moment in self._answers[is_near(address)].copy() if begin <= moment <= end]
         most = max(0.05, (end - begin) / 4)
         return bool(times) and all(b - a <= most for a, b in pairwise([begin, *times, end]))
 
@@ -113,9 +115,8 @@ class Witnesses:
         near, host = is_near(address), _split(address)[0]
         after = self._clock.monotonic() - FRESH
         out: dict[str, tuple[Address, int]] = {}
-        with self._lock:
-            good = [each for each, when in reversed(self._good.items()) if when >= after]
-        for each in good:
+        latest = sorted(self._good.copy().items(), key=itemgetter(1), reverse=True)
+        for each in [known for known, when in latest if when >= after]:
             other, port = _split(each)
             literal = parse_literal(other)
             apart = each != address if near else other != host
