@@ -94,6 +94,8 @@ class Lookout:
             finding = self._ask(seen.reading)
             if not finding.blind and not self._witnesses.covered(seen.reading.address, seen.begin, seen.end):
                 seen = self._again(definition, seen)
+                if seen.reading.silent and (text := self._lamed(seen)):
+                    return _blamed(seen.reading, STALLED, text)
                 finding = self._ask(seen.reading) if seen.reading.silent else finding
             if finding.blind and seen.reading.silent:
                 return self._blame(seen.reading, finding)

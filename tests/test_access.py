@@ -12,6 +12,7 @@ from observer_agent.errors import ConfigError
 from observer_agent.logs import Redactor
 from tests.fakes import FakeClock
 from tests.servers import Authority, Server, answer, read_request, tarpit
+from tests.watch import Watch
 
 OLD, NEW = "obs_live_old", "obs_live_new"
 
@@ -130,9 +131,9 @@ def test_the_second_call_after_a_401_has_what_is_left_of_the_time():
             read_key=lambda: NEW,
         )
         line = Line(access, clock)
-        began = Clock().monotonic()
+        watch = Watch()
         reply = line.call("GET", "/x", seconds=5.0)
-        assert Clock().monotonic() - began < 3
+        assert watch.seconds < 3
         line.close()
     assert len(asked) == 2
     assert reply.status == 0

@@ -9,7 +9,6 @@ import socket
 import pytest
 
 from observer_agent import policy, probes
-from observer_agent.clock import Clock
 from observer_agent.errors import InvalidConfig
 from observer_agent.model import Fault
 from observer_agent.policy import Policy
@@ -17,8 +16,10 @@ from observer_agent.resolver import Address, parse_literal
 from tests import servers
 from tests.servers import make_prober
 from tests.udp import UdpServer, silence
+from tests.watch import Watch
 
 TIMEOUT_MS = 300
+AMPLE_MS = 5000  # for an answer that comes, on a busy machine too
 
 
 def look(server=None, prober=None, **config):
@@ -47,8 +48,8 @@ def late(number):
 
 def test_an_answer_is_timed():
     with UdpServer(echo) as server:
-        reading = look(server)
-    assert 0 < reading.value < TIMEOUT_MS
+        reading = look(server, timeout_ms=AMPLE_MS)
+    assert 0 < reading.value < AMPLE_MS
     assert reading.detail == {"answered": True}
     assert not reading.silent
     assert set(reading.phases) == {"resolve", "first_byte"}
@@ -61,21 +62,23 @@ def test_an_answer_is_timed():
 )
 def test_what_is_sent(config, sent):
     with UdpServer(echo) as server:
-        assert look(server, **config).value > 0
+        assert look(server, timeout_ms=AMPLE_MS, **config).value > 0
     assert server.questions == [sent]
 
 
 def test_an_empty_datagram_is_an_answer():
     with UdpServer(lambda data: [b""]) as server:
-        assert look(server).value > 0
+        assert look(server, timeout_ms=AMPLE_MS).value > 0
 
 
 def test_silence_is_no_answer():
     with UdpServer(silence) as server:
+        watch = Watch()
         reading = look(server)
+        assert watch.seconds < (TIMEOUT_MS + 50) / 1000
     assert (reading.value, reading.reason, reading.fault) == (None, "ETIMEDOUT", Fault.TARGET)
     assert reading.silent
-    assert TIMEOUT_MS <= reading.duration_ms < TIMEOUT_MS + 50
+    assert reading.duration_ms >= TIMEOUT_MS
     assert len(server.questions) == 3
 
 
@@ -90,25 +93,25 @@ def test_w20_silence_that_is_well_says_that_nothing_answered():
 
 def test_an_answer_where_silence_is_well():
     with UdpServer(echo) as server:
-        reading = look(server, silence_ok=True)
+        reading = look(server, silence_ok=True, timeout_ms=AMPLE_MS)
     assert reading.detail == {"answered": True}
-    assert reading.value < TIMEOUT_MS
+    assert reading.value < AMPLE_MS
     assert not reading.silent
 
 
 @pytest.mark.parametrize("silence_ok", [True, False])
 def test_a_refused_port(silence_ok):
     with unused_port() as port:
-        reading = look(port=port, silence_ok=silence_ok)
+        reading = look(port=port, silence_ok=silence_ok, timeout_ms=AMPLE_MS)
     assert (reading.reason, reading.fault) == ("ECONNREFUSED", Fault.TARGET)
-    assert reading.duration_ms < TIMEOUT_MS
+    assert reading.duration_ms < AMPLE_MS
     assert not reading.silent
 
 
 def test_a_lost_datagram_is_sent_again():
     with UdpServer(late(3)) as server:
-        reading = look(server)
-    assert TIMEOUT_MS / 2 < reading.value < TIMEOUT_MS
+        reading = look(server, timeout_ms=1200)
+    assert 600 < reading.value < 1200
     assert len(server.questions) == 3
 
 
@@ -137,9 +140,9 @@ def test_what_comes_from_somewhere_else_is_no_answer():
 
 def test_a_flood_does_not_keep_a_look_from_ending():
     with UdpServer(lambda data: [b"x"] * 20_000) as server:
-        started = Clock().monotonic()
+        watch = Watch()
         assert look(server, expect="y").reason == "reply_mismatch"
-        assert Clock().monotonic() - started < (TIMEOUT_MS + 50) / 1000
+        assert watch.seconds < (TIMEOUT_MS + 50) / 1000
 
 
 @pytest.mark.skipif(not servers.has_ipv6(), reason="this machine has no ::1")

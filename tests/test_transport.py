@@ -12,6 +12,7 @@ import pytest
 from observer_agent.clock import Clock
 from observer_agent.resolver import ResolveError, Resolver
 from observer_agent.transport import Transport, system_authorities
+from tests.watch import Watch
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 KEY = "obs_live_canary"
@@ -159,9 +160,11 @@ def test_refused_and_unresolved(transport):
 
 
 def within(transport, url, seconds, **kwargs):
-    clock = Clock()
+    """The reply to a call that ends in time, and the seconds that it took."""
+    clock, watch = Clock(), Watch()
     begin = clock.monotonic()
     reply = transport(url, **kwargs).call("POST", "/", b"x", seconds=seconds)
+    assert watch.seconds < seconds + 0.5
     return reply, clock.monotonic() - begin
 
 
@@ -179,7 +182,7 @@ def test_the_deadline_covers_every_byte_of_the_answer(transport, script):
     with scripted(script) as (url, _):
         reply, took = within(transport, url, 0.5)
     assert (reply.status, reply.error) == (0, "timed out")
-    assert 0.45 <= took < 1.0
+    assert took >= 0.45
 
 
 def test_the_deadline_covers_resolving(transport):
@@ -190,11 +193,10 @@ def test_the_deadline_covers_resolving(transport):
         raise ResolveError("ENOTFOUND")
 
     try:
-        reply, took = within(transport, "http://cloud.test", 0.3, resolver=Resolver(Clock(), hang))
+        reply, _ = within(transport, "http://cloud.test", 0.3, resolver=Resolver(Clock(), hang))
     finally:
         release.set()
     assert reply.error.startswith(("timed out", "name not resolved (ETIMEDOUT)"))
-    assert took < 0.8
 
 
 @pytest.mark.parametrize("answer", [b"garbage\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"\x00\xff\r\n\r\n"])

@@ -28,7 +28,8 @@ T = TypeVar("T")
 BUSY_MS = 10_000
 POOL = 16  # request threads and a few
 POOL_WAIT = 8.0
-HEAP = 8 * 2**20  # bytes of SQLite's pages that all connections together keep; each would fill 2 MB, over hours
+HEAP = 8 * 2**20  # bytes that SQLite keeps for all connections together; each would fill 2 MB with pages, over hours
+STATEMENTS = 32  # prepared ones that a connection keeps; some take 20 kB, and the driver's 128 would fill for hours
 PRAGMAS = (
     f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"soft_heap_limit={HEAP}",
 )  # fmt: skip
@@ -185,7 +186,7 @@ def _engine(where: URL) -> Engine:
             raise ConfigError("DATABASE_URL", _shown(where), fix) from None
         event.listen(engine, "connect", _limit)
     else:
-        engine = create_engine(where, **common)
+        engine = create_engine(where, connect_args={"cached_statements": STATEMENTS}, **common)
         event.listen(engine, "connect", _prepare)
         event.listen(engine, "begin", _begin)
     return engine

@@ -6,8 +6,7 @@ import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 import pytest
 
@@ -18,6 +17,7 @@ from observer_agent.probes import _reasons
 from observer_agent.resolver import Address, ResolveError, parse_literal
 from tests import servers, udp
 from tests.servers import Authority, Server, answer, make_prober, redirect, refused_port, scripted
+from tests.watch import kept_waiting
 
 GRACE = 0.05
 TIMEOUT_MS = 5000  # of looks that should end long before it, on a busy machine too
@@ -141,22 +141,13 @@ def nothing_left():
     assert len(os.listdir("/proc/self/fd")) <= len(fds)  # one of the test before may be closed meanwhile
 
 
-def waited():
-    """Seconds for which the kernel has kept this process's threads waiting for a processor, all together."""
-    total = 0
-    for task in Path("/proc/self/task").iterdir():
-        with suppress(OSError):  # a thread that has ended meanwhile
-            total += int((task / "schedstat").read_text().split()[1])
-    return total / 1e9
-
-
 def look(prober, source_type, config):
     """One look, held against what every reading must fulfil."""
     typed = probes.parse(source_type, config)
-    before, started = waited(), Clock().monotonic()
+    before, started = kept_waiting(), Clock().monotonic()
     reading = prober.look(source_type, typed)
     took = Clock().monotonic() - started
-    assert took <= typed.timeout + GRACE + waited() - before
+    assert took <= typed.timeout + GRACE + kept_waiting() - before
     assert reading.duration_ms == round(reading.duration_ms, 3) > 0
     assert all(ms == round(ms, 3) >= 0 for ms in reading.phases.values())
     if reading.value is None:
@@ -517,9 +508,9 @@ def test_two_hundred_hung_probes_each_end_by_their_deadline(kind):
             reading = prober.look(source_type, typed)
             return reading.reason, Clock().monotonic() - started - typed.timeout
 
-        before = waited()
+        before = kept_waiting()
         ended = list(pool.map(one, range(200)))
-        kept = (waited() - before) / 200  # waiting for a processor: each of them, on average
+        kept = (kept_waiting() - before) / 200  # waiting for a processor: each of them, on average
     assert {reason for reason, _ in ended} == {"ETIMEDOUT"}
     assert max(late for _, late in ended) <= GRACE + kept
     assert min(late for _, late in ended) >= -0.005
