@@ -35,7 +35,7 @@ SLOW_MS = 1000.0
 LONGEST_SLEEP = 3600.0
 # From one waking to the next, at least: this share of the shortest interval, and at most so many seconds. To wake costs
 # more than a quick look, and a cold look twice as much as one that follows another.
-BREATH_SHARE, BREATH_MOST = 0.02, 0.1
+BREATH_SHARE, BREATH_MOST = 0.05, 0.1
 STILL = 2.0  # a wait that lasts this much longer than it should is no lateness, but a standstill
 WARN = 60.0
 

@@ -12,6 +12,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 
 SLOWEST = 5.0  # for one read or write
 LONGEST = 15.0  # for all of a request
-POLL = 0.1  # how soon the server notices that it shall stop
+POLL = 1.0  # from one look at connections that take too long to the next; `stop` does not wait for it
+FREED = 0.1  # how soon it is seen that a handler is free
 ENDING = 1.0  # for the requests in progress, at a stop
 LINGER, LINGER_MAX = 0.5, 16_777_216  # a body that nobody wants is read away, or it would take the answer with it
 PIECE = 65_536
@@ -67,11 +69,13 @@ class Listener(HTTPServer):
 
     def stop(self) -> None:
         """Stops listening, lets requests in progress end for a second, then cuts them."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)  # the wait for connections is over; all that follow it are refused
         self.shutdown()
         self.server_close()
         deadline = self.clock.monotonic() + ENDING
         while self._open and (left := deadline - self.clock.monotonic()) > 0:
-            self._freed.wait(min(left, POLL))
+            self._freed.wait(min(left, FREED))
         with self._lock:
             for request in self._open:
                 _cut(request)
@@ -86,7 +90,7 @@ class Listener(HTTPServer):
     def get_request(self) -> tuple[Any, Any]:
         """The next connection; none is taken from the kernel's queue while all handlers are busy."""
         if len(self._open) >= self._handlers:
-            self._freed.wait(POLL)
+            self._freed.wait(FREED)
         if len(self._open) >= self._handlers:
             raise BlockingIOError("all handlers are busy")
         return super().get_request()
