@@ -9,15 +9,6 @@ from pathlib import Path
 PRESSURE = Path("/proc/pressure/cpu")
 
 
-def kept_waiting() -> float:
-    """Seconds for which the kernel has kept this process's threads waiting for a processor, all together."""
-    total = 0
-    for task in Path("/proc/self/task").iterdir():
-        with suppress(OSError):  # a thread that has ended meanwhile
-            total += int((task / "schedstat").read_text().split()[1])
-    return total / 1e9
-
-
 def contended() -> float:
     """Seconds in which something on this machine waited for a processor; 0 where the kernel does not count them."""
     with suppress(OSError):

@@ -141,13 +141,12 @@ class Response:
         length = _content_length(self.headers)
         coding = self.headers.get("transfer-encoding", "").lower()
         if self._bodiless or self.status in _BODILESS:
-            return
+            return ()
         if coding.rpartition(",")[2].strip() == "chunked":
-            yield from self._reader.chunked(limit)
-        elif coding or length is None:
-            yield self._reader.rest(limit)
-        else:
-            yield self._reader.exactly(min(length, limit))
+            return self._reader.chunked(limit)
+        if coding or length is None:
+            return (self._reader.rest(limit),)
+        return (self._reader.exactly(min(length, limit)),)
 
 
 def exchange(request: Request, run: Run, tls: Tls | None) -> Response:

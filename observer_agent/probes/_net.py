@@ -16,6 +16,7 @@ from observer_agent.probes._tools import Run
 from observer_agent.resolver import Address, ResolveError
 
 CHUNK = 65_536
+SLACK = 0.01  # seconds by which an operation may end before or after the deadline
 
 
 class Stream:
@@ -33,12 +34,13 @@ class Stream:
 
     def send(self, data: bytes) -> None:
         """Sends everything, or as much as the other side takes: one that hangs up may have said why."""
-        view = memoryview(data)
         try:
-            while view:
+            self._arm()
+            sent = self.sock.send(data) if data else 0
+            while sent < len(data):
                 # Not sendall: over TLS that one gives every piece the whole of the time that is left.
-                self.sock.settimeout(self.run.left())
-                view = view[self.sock.send(view) :]
+                self._arm()
+                sent += self.sock.send(memoryview(data)[sent:])
         except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             return
         except OSError as error:
@@ -47,12 +49,18 @@ class Stream:
     def receive(self) -> bytes:
         """The next bytes, at most CHUNK; empty at the end."""
         try:
-            self.sock.settimeout(self.run.left())
+            self._arm()
             data = self.sock.recv(CHUNK)
             self.run.silent = False
             return data
         except OSError as error:
             raise self.explain(error) from None
+
+    def _arm(self) -> None:
+        """Has the next operation end at the deadline; what is set already may do, and setting it is a system call."""
+        left = self.run.left()
+        if abs((self.sock.gettimeout() or -1.0) - left) > SLACK:
+            self.sock.settimeout(left)
 
     def close(self) -> None:
         """Closes the socket; a second time does nothing."""
