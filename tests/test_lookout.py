@@ -82,6 +82,25 @@ def test_silence_is_looked_at_again_once_and_then_believed():
     assert stage.looks == 3  # it is known now
 
 
+def test_a_second_look_that_was_not_let_run_blames_nobody():
+    """The first one met a real gap of the network; the second had no processor, so that neither says anything."""
+    stage = Stage(SILENT)
+
+    def look(each):
+        stage.looks += 1
+        stage.clock.advance(0.1)
+        stage.pulse.step()
+        if stage.looks == 2:
+            stage.clock.advance(3.0)
+            stage.pulse.step()
+        return SILENT
+
+    stage.lookout = Lookout(look, stage.witnesses, stage.pulse, stage.clock)
+    reading = stage.look()
+    assert stage.looks == 2
+    assert (reading.value, reading.reason, reading.fault) == (None, "agent_stalled", Fault.AGENT)
+
+
 def test_silence_that_ends_with_the_second_look_was_ours():
     stage = Stage(SILENT, WELL)
     assert stage.look() == WELL and stage.looks == 2
