@@ -219,6 +219,7 @@ def test_a_look_that_raises_leaves_the_job_on_its_grid():
     assert stage.runs[2][1] - stage.runs[1][1] == pytest.approx(10, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_day_of_five_hundred_definitions_gives_exactly_its_rows():
     stage = Stage()
     stage.collector.apply([replace(definition(f"m{n}", 600, 3600)) for n in range(500)])

@@ -239,6 +239,7 @@ def test_whatever_hangs_it_ends_in_time(bench):
     assert {each["id"] for each in report["findings"]} >= {"queue.hung", "contract.silent"}
 
 
+@pytest.mark.slow
 def test_colours_are_for_terminals(bench):
     plain = command(bench.env).stdout
     assert plain.isascii() and "ok   settings" in plain
@@ -275,6 +276,7 @@ print(json.dumps(report.facts))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.slow
 def test_a_user_who_may_not_read_is_told_so(bench):
     for folder in (bench.tmp, *bench.tmp.parents[:2]):
         folder.chmod(0o755)
@@ -291,6 +293,7 @@ def test_a_user_who_may_not_read_is_told_so(bench):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.slow
 def test_another_user_blames_nothing_on_an_installed_host(bench):
     for folder in (bench.tmp, *bench.tmp.parents[:2]):
         folder.chmod(0o755)

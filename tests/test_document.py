@@ -420,6 +420,7 @@ def test_garbage_is_refused_in_words(text: str, headed: bool) -> None:
 @given(
     st.dictionaries(st.sampled_from(["metrics", "services", "pages", "x"]), st.lists(Anything, max_size=3) | Anything)
 )
+@pytest.mark.slow
 def test_any_structure_is_read(sections: dict[str, Any]) -> None:
     text = json.dumps({"apiVersion": "observer/v1", **sections})
     found = read(text, "f")

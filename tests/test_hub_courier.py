@@ -137,6 +137,7 @@ def test_without_a_secret_nothing_is_signed(hub: TestHub) -> None:
 # -- order and retries
 
 
+@pytest.mark.slow
 def test_a_receiver_that_fails_half_the_time_gets_every_event_in_order(hub: TestHub) -> None:
     dice = random.Random(5)
     answers = [OK, NO, servers.answer(status=404), servers.redirect("http://127.0.0.1:1/"), b""]

@@ -385,6 +385,7 @@ Keys = (Texts | Tricky).filter(lambda text: 0 < len(text) <= 128)
 
 @settings(max_examples=200, deadline=None)
 @given(Keys, Words, st.dictionaries(Words, Plain, max_size=4), st.floats(1 / 60, 1e5))
+@pytest.mark.slow
 def test_any_metric_comes_back_from_its_export(key: str, text: str, config: dict[str, Any], minutes: float) -> None:
     wire = {"id": "x", "title": text, "source_type": "manual", "source_config": config}
     wire |= {"interval": minutes, "interval_agent_push": minutes}
@@ -490,6 +491,7 @@ def test_the_api_names_the_line_and_goes_on_if_asked(hub: TestHub) -> None:
     assert post(hub, BOTH, "?prune=yes").status_code == 400
 
 
+@pytest.mark.slow
 def test_the_api_takes_more_than_a_batch_may_have(hub: TestHub) -> None:
     assert post(hub, BOTH + "#" * 2_000_000).status_code == 200
 
@@ -629,6 +631,7 @@ def test_faults_on_the_command_line_have_their_exit_codes(line: HubProcess, tmp_
         assert (found.returncode, "Traceback" in found.stderr) == (code, False), words
 
 
+@pytest.mark.slow
 def test_validate_needs_no_database_and_knows_what_it_cannot_know(tmp_path: Path) -> None:
     line = HubProcess(tmp_path, DATABASE_URL="nonsense")
     file = written(tmp_path, "services.yaml", HEAD + SHOP)
@@ -642,6 +645,7 @@ def test_validate_needs_no_database_and_knows_what_it_cannot_know(tmp_path: Path
     assert line.command("apply", "-f", file).returncode == 78
 
 
+@pytest.mark.slow
 def test_a_document_comes_from_stdin_and_moves_no_cursor(tmp_path: Path) -> None:
     text = json.dumps({"apiVersion": "observer/v1", "metrics": [{"key": "a\u001b[2J", "source_type": "manual"}]})
     command = [sys.executable, "-m", "observer_agent.hub.cli", "apply", "-f", "-"]
@@ -661,6 +665,7 @@ def applied(url: str, text: str, query: str = "") -> Any:
     return answer.json()
 
 
+@pytest.mark.slow
 def test_what_one_process_applies_another_hands_out(hub: TestHub, tmp_path: Path) -> None:
     put(hub, BOTH)
     first = fetched(hub)

@@ -105,6 +105,7 @@ def test_hours_are_what_a_count_second_by_second_finds(rows: list[Push]) -> None
 
 @given(ROWS, st.randoms(use_true_random=False), st.integers(1, 6))
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
 def test_in_any_order_and_in_any_pieces_the_same(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Push], chance: random.Random, pieces: int
 ) -> None:

@@ -226,6 +226,7 @@ def test_which_namespaces_are_followed(given, expected):
 # What is sent, and when
 
 
+@pytest.mark.slow
 def test_w10_added_changed_and_deleted_are_sent_within_three_seconds(stage):
     stage.api.put("ingresses", kubeapi.ingress("prod", "web", "app.example.com"))
     stage.discover(pace=Pace(patience=1.0, hasty=0.2))
@@ -525,6 +526,7 @@ def test_reset_connections_are_made_anew_and_nothing_is_listed_again(stage):
     assert len(stage.api.lists("ingresses")) == 1
 
 
+@pytest.mark.slow
 def test_w24_a_list_that_is_not_answered_is_given_up_and_tried_again(stage):
     fill(stage.api, "prod")
     stage.api.rules.held.add("services")

@@ -123,6 +123,7 @@ def test_answers_of_others_all_through_the_look_make_a_second_one_needless():
     assert stage.look() == SILENT and stage.looks == 1
 
 
+@pytest.mark.slow
 def test_no_witness_that_answers_is_our_own_blindness(caught):
     with refused_port() as port:
         stage = Stage(SILENT, clock=Clock())

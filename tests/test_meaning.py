@@ -190,6 +190,7 @@ OPS = st.one_of(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(OPS, max_size=40))
+@pytest.mark.slow
 def test_the_rule_holds_after_anything(tmp_path_factory, steps):
     """Against a plain model: a row's flag says that the same status was accepted or waits before it, unbroken."""
     file = tmp_path_factory.mktemp("q") / "b.db"

@@ -886,6 +886,7 @@ def test_the_stats_of_the_heartbeat(bench):
     assert json.loads(encode_health(health))["otlp_stats"] == stats
 
 
+@pytest.mark.slow
 def test_an_agent_receives_from_the_first_definition_to_the_last(start, cloud):  # noqa: F811
     config = {"metric_name": "m", "staleness_ms": 60_000}
     cloud.definitions = [definition("otlp", 1, source_type="otlp", source_config=config)]

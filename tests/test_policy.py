@@ -497,6 +497,7 @@ def agent(tmp_path):
     cloud.close()
 
 
+@pytest.mark.slow
 def test_a_reload_reads_the_policy_again_and_a_wrong_one_changes_nothing(agent, forbidden, caught):
     allowed, _ = forbidden
     agent.cloud.definitions = [definition(name, allowed.port, interval_agent_push=1 / 60) for name in ("a", "b")]

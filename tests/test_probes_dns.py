@@ -439,6 +439,7 @@ def test_a_malformed_answer_to_our_question():
     assert reading.duration_ms < TIMEOUT_MS
 
 
+@pytest.mark.slow
 def test_ten_thousand_damaged_answers_raise_nothing_else():
     random = Random(7)
     question = Question("good.test.", "TXT", 4660)

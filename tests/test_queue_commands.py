@@ -424,6 +424,7 @@ JSONISH = st.recursive(
         ),
     )
 )
+@pytest.mark.slow
 def test_no_text_at_all_makes_an_import_fall_over(tmp_path_factory, text):
     file = tmp_path_factory.getbasetemp() / "import.db"
     if not file.exists():
@@ -600,6 +601,7 @@ def process(file, *words, **more):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_beside_a_running_agent(file):
     fill(file, samples(12))
     env = {
@@ -626,6 +628,7 @@ def test_beside_a_running_agent(file):
     assert balanced(file) == (12, {"age": 12})
 
 
+@pytest.mark.slow
 def test_above_ten_thousand_rows_a_terminal_sees_a_bar(file):
     fill(file, [sample(n % 7) for n in range(10_001)])
     assert process(file, "verify").stderr == ""

@@ -627,6 +627,7 @@ def test_a_missing_file_gives_an_empty_queue_and_an_unwritable_place_says_so(tmp
         rescue(tmp_path / "none.db", tmp_path / "nowhere" / "fresh.db", 0.0)
 
 
+@pytest.mark.slow
 def test_ten_thousand_rows_take_well_under_a_second(tmp_path):
     truth = build(tmp_path, 3, True, rows=10_000, cap=10_000)
     write(tmp_path / "damaged.db", _over(truth.main, 0, bytes(4096)), truth.wal)
@@ -637,6 +638,7 @@ def test_ten_thousand_rows_take_well_under_a_second(tmp_path):
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(main=st.binary(max_size=4000), wal=st.binary(max_size=3000), at=st.integers(0, 40_000), real=st.booleans())
+@pytest.mark.slow
 def test_no_bytes_raise(truths, tmp_path_factory, main, wal, at, real):
     folder = tmp_path_factory.mktemp("f")
     if real:
