@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
-from observer_agent.hub.server import Server
+from observer_agent.hub.server import THREADS, Server
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 WAIT = 20.0
@@ -124,6 +124,47 @@ def test_the_file_of_a_body_that_was_cut_off_is_closed() -> None:
             conn.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000\r\n\r\n" + b"a" * 1_000_000)
             shown(lambda: temporary_files() == before + 1)
         shown(lambda: temporary_files() == before)
+    gc.collect()
+
+
+LARGE = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2000000\r\n\r\n" + b"a" * 1_000_000
+
+
+def test_the_file_of_half_a_body_is_closed_when_the_server_ends() -> None:
+    before = temporary_files()
+    with ExitStack() as stack:
+        with served(said(b"yes")) as server:
+            conn = stack.enter_context(closing(connect(server)))
+            conn.sendall(LARGE)
+            shown(lambda: temporary_files() == before + 1)
+        assert temporary_files() == before
+    gc.collect()
+
+
+def test_the_file_of_a_body_that_had_no_turn_is_closed_when_the_server_ends() -> None:
+    before, go = temporary_files(), threading.Event()
+    inside: list[int] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        inside.append(1)
+        go.wait(WAIT)
+        return said(b"yes")(environ, start_response)
+
+    server = Server(app, "127.0.0.1", 0)
+    server.start()
+    with ExitStack() as stack:
+        for _ in range(THREADS):
+            stack.enter_context(closing(connect(server))).sendall(GET)
+        shown(lambda: len(inside) == THREADS)
+        stack.enter_context(closing(connect(server))).sendall(LARGE + b"a" * 1_000_000)
+        tasks = server._server.task_dispatcher
+        shown(lambda: len(tasks.queue) == 1)
+        ending = threading.Thread(target=server.stop)
+        ending.start()
+        shown(lambda: tasks.stop_count == THREADS)
+        go.set()
+        ending.join(WAIT)
+        assert temporary_files() == before
     gc.collect()
 
 

@@ -102,8 +102,23 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
         super().__init__(Side(server, self, loop), sock, addr, adj, map=map)
 
     def handle_close(self) -> None:
-        """Closes the file of a body that was cut off as well, which waitress leaves to the garbage collector."""
+        """The connection is gone."""
         super().handle_close()
+        self._let_go()
+
+    def close(self) -> None:
+        """The server ends."""
+        super().close()
+        self._let_go()
+
+    def cancel(self) -> None:
+        """The server ends before the requests had their turn."""
+        for each in self.requests:
+            each.close()
+        super().cancel()
+
+    def _let_go(self) -> None:
+        """Closes the file of a body that was cut off, which waitress leaves to the garbage collector."""
         cut_off = self.request
         self.request = None
         if cut_off is not None:
