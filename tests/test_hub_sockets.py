@@ -193,6 +193,7 @@ def test_idle_connections_are_closed_in_time() -> None:
     with served(said(b"yes")) as server, connect(server) as conn, conn.makefile("rb") as file:
         conn.sendall(GET)
         assert answer(file) == b"yes"
+        shown(lambda: not any(each.requests for each in server._server.active_channels.values()))
         server._server.adj.channel_timeout = 0  # what follows is the upkeep of every 30 s, at once
         server._server.next_channel_cleanup = 0
         with connect(server):  # wakes the loop

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import resource
 import socket
+import threading
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,7 @@ class Server:
         self.host, self.port = self._socket.getsockname()[:2]
         self._loop = Loop()
         self._stopping = False
+        self._pulling = threading.Lock()
         self._server = create_server(
             app,
             map=self._loop.map,
@@ -65,8 +67,9 @@ class Server:
 
     def stop(self) -> None:
         """Ends serving; returns once every connection is closed."""
-        # Said on the loop's own thread: it must not end, and close the trigger, before that was pulled.
-        self._server.trigger.pull_trigger(self._end)
+        # Said on the loop's own thread, which may hear of it by somebody else's pull, before ours.
+        with self._pulling:
+            self._server.trigger.pull_trigger(self._end)
         self._thread.join(2 * STOP_SECONDS)
 
     def _end(self) -> None:
@@ -76,6 +79,8 @@ class Server:
         while not self._stopping:
             self._loop.turn()
         self._socket.close()
+        with self._pulling:
+            pass  # the trigger is closed below, and its number may be another file's then
         self._server.task_dispatcher.shutdown(timeout=STOP_SECONDS)
         self._loop.close()
 

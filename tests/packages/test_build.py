@@ -201,7 +201,9 @@ def test_a_wheel_with_compiled_code_ends_the_build(tmp_path):
 
 
 def copy_of_sources(to):
-    skipped = shutil.ignore_patterns(".git", "build", "dist", ".venv", "*.egg-info", ".*_cache", ".hypothesis")
+    skipped = shutil.ignore_patterns(
+        ".git", "build", "dist", ".venv", "*.egg-info", ".*_cache", ".hypothesis", "__pycache__"
+    )
     shutil.copytree(ROOT, to, ignore=skipped)
 
 

@@ -66,6 +66,9 @@ def engine():
         made = Engine(Path(folder))
         yield made
         made.podman("rm", "--all", "--force", "--time", "1", check=False)
+        for each in [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]:
+            if each.startswith(f"{folder}/"):  # podman binds its store to itself, and leaves that behind
+                subprocess.run(["umount", "--lazy", each], check=False)
 
 
 def stand_in(engine, root, name):
