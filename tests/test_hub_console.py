@@ -606,6 +606,7 @@ def test_an_objective(target: float, agents: list[Sums], state: str, left: float
     assert (found.state, found.left, found.left_pct) == (state, left, share)
 
 
+@pytest.mark.slow
 def test_services_show_what_was_promised_and_what_was_kept(bare: TestHub) -> None:
     scene(bare)
     page = said(see(bare, "/console/services"))

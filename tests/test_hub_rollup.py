@@ -91,6 +91,7 @@ ROWS = st.lists(
 
 @given(ROWS)
 @settings(max_examples=20, deadline=None)
+@pytest.mark.slow
 def test_hours_are_what_a_count_second_by_second_finds(rows: list[Push]) -> None:
     ordered = sorted(rows)
     hours, held = roll(None, [Seen(t, s, v) for t, s, v in ordered], WAIT)
