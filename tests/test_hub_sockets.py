@@ -168,6 +168,30 @@ def test_the_file_of_a_body_that_had_no_turn_is_closed_when_the_server_ends() ->
     gc.collect()
 
 
+def test_the_file_of_an_answer_that_nobody_read_is_closed_when_the_server_ends() -> None:
+    before = temporary_files()
+    with ExitStack() as stack:
+        with served(said(b"x" * 30_000_000)) as server:
+            stack.enter_context(closing(connect(server))).sendall(GET)
+            shown(lambda: temporary_files() == before + 1)
+        assert temporary_files() == before
+    gc.collect()
+
+
+def test_the_file_of_an_answer_that_was_read_is_closed_when_the_server_ends() -> None:
+    """A kept connection keeps the last answer's file until the next answer, or its end."""
+    before, long = temporary_files(), b"x" * 30_000_000
+    with ExitStack() as stack:
+        with served(said(long)) as server:
+            conn = stack.enter_context(connect(server))
+            file = stack.enter_context(conn.makefile("rb"))
+            conn.sendall(GET)
+            assert answer(file) == long
+            assert temporary_files() == before + 1
+        assert temporary_files() == before
+    gc.collect()
+
+
 def temporary_files() -> int:
     """How many files without a name this process has open."""
     folder = "/proc/self/fd"

@@ -112,9 +112,8 @@ class _Channel(HTTPChannel):  # type: ignore[misc]
         self._let_go()
 
     def close(self) -> None:
-        """The server ends."""
-        super().close()
-        self._let_go()
+        """The server ends; an answer that is not sent is let go like that of a connection that is gone."""
+        self.handle_close()
 
     def cancel(self) -> None:
         """The server ends before the requests had their turn."""
