@@ -62,13 +62,22 @@ class Engine:
 
 @pytest.fixture
 def engine():
-    with tempfile.TemporaryDirectory(prefix="hub-") as folder:  # podman takes no path of more than 50 characters
+    folder = tempfile.mkdtemp(prefix="hub-")  # podman takes no path of more than 50 characters
+    try:
         made = Engine(Path(folder))
         yield made
         made.podman("rm", "--all", "--force", "--time", "1", check=False)
-        for each in [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]:
-            if each.startswith(f"{folder}/"):  # podman binds its store to itself, and leaves that behind
-                subprocess.run(["umount", "--lazy", each], check=False)
+    finally:
+        until(lambda: cleared(folder), f"{folder} is taken away", 60.0, lambda: Path("/proc/self/mountinfo").read_text())
+
+
+def cleared(folder):
+    """Whether a store is gone. podman binds it to itself, and does so again while it clears up behind a container."""
+    for each in [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]:
+        if each.startswith(f"{folder}/"):
+            subprocess.run(["umount", "--lazy", each], check=False)
+    shutil.rmtree(folder, ignore_errors=True)
+    return not os.path.lexists(folder)
 
 
 def stand_in(engine, root, name):
