@@ -32,7 +32,7 @@ METRIC = re.compile(
 )
 PROBES, SKIPPED, LATENESS, DEFINITIONS = "probes", "probes_skipped", "probe_lateness_seconds", "definitions"
 FIRST_OFFER, LAST_OFFER = 4000, 32000
-NORMAL_LATE = 0.05
+NORMAL_LATE = 0.1  # of an interval of a second: later than that counts as late
 
 Line = tuple[str, str]
 

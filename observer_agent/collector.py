@@ -18,6 +18,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from observer_agent.bursts import Bursts
 from observer_agent.clock import Clock
 from observer_agent.errors import QueueError
 from observer_agent.job import Job, Stuck
@@ -35,7 +36,8 @@ SLOW_MS = 1000.0
 LONGEST_SLEEP = 3600.0
 # From one waking to the next, at least: this share of the shortest interval, and at most so many seconds. To wake costs
 # more than a quick look, and a cold look twice as much as one that follows another.
-BREATH_SHARE, BREATH_MOST = 0.05, 0.1
+BREATH_SHARE, BREATH_MOST = 0.08, 0.1
+BURST = 0.05  # seconds after which another burst may have its turn
 STILL = 2.0  # a wait that lasts this much longer than it should is no lateness, but a standstill
 WARN = 60.0
 
@@ -61,7 +63,10 @@ class Listener:
 
 
 class Collector:
-    """See the module. `grow` is asked for another thread when all are busy; it may refuse."""
+    """See the module. `grow` is asked for another thread when all are busy; it may refuse.
+
+    `bursts` is one for all collectors.
+    """
 
     def __init__(
         self,
@@ -73,6 +78,7 @@ class Collector:
         grow: Callable[[], bool] = lambda: False,
         listener: Listener | None = None,
         on_transition: OnTransition = lambda transition: None,
+        bursts: Bursts | None = None,
     ) -> None:
         self._look = look
         self._put = put
@@ -84,6 +90,7 @@ class Collector:
         self._lock = threading.Lock()
         self._lead = Lead(self._lock, clock, self._ready)
         self._alarm = clock.alarm()
+        self._bursts = bursts or Bursts(clock)
         self._heap: list[tuple[float, int, Job]] = []
         self._jobs: dict[str, Job] = {}
         self._order = itertools.count()
@@ -150,6 +157,7 @@ class Collector:
             job = self._runs.pop(thread, None)
             if job is None:
                 return
+            self._bursts.end(thread)
             self._unpark(job)
             fresh = job.successor if job.cancelled else copy.copy(job)
             job.cancelled = True
@@ -178,55 +186,103 @@ class Collector:
 
     def step(self, idle: Callable[[], AbstractContextManager[None]] = nullcontext) -> float:
         """Waits for the next due job, which is rest and happens inside `idle`, and runs it."""
-        with idle():
-            job, alone = self._take()
-        if job is None:
-            return 1.0
-        if alone:
-            self._grow()
         me = threading.current_thread()
+        try:
+            with idle():
+                job, alone = self._take(me)
+            if job is None:
+                return 1.0
+            if alone:
+                self._grow()
+            until = self._clock.monotonic() + BURST
+            while job is not None:
+                job = self._one(job, me, until)
+            return 0.0
+        finally:
+            self._bursts.end(me)
+
+    def _one(self, job: Job, me: Thread, until: float) -> Job | None:
+        """One run; returns the job that comes at once after it."""
+        if not job.instant:
+            self._bursts.end(me)
         self._runs[me] = job
         try:
             self._run(job, me)
         finally:
             with self._lock:
-                if self._runs.pop(me, None):  # else it was given up meanwhile, and another thread goes on
-                    job.running = False
-                    self._unpark(job)
-                    following = job.successor if job.cancelled else job
-                    if following and not following.cancelled:
-                        self._push(following)
-        return 0.0
+                given_up = self._over(job, me)
+        return None if given_up else self._another(me, until)
 
-    def _take(self) -> tuple[Job | None, bool]:
+    def _take(self, me: Thread) -> tuple[Job | None, bool]:
         """The next due job, and whether all threads are busy now."""
         still, job = self._lead.take(), None
         try:
             if still >= STILL:
                 self._stand(self._clock.monotonic(), still, 0.0)
-            job = self._next()
+            job = self._next(me)
             return job, not self._lead.waiting
         finally:
             with self._lock:
-                self._lead.pass_on(job is not None and job.quick)
+                self._lead.pass_on(job is not None and job.quick, job is not None and job.instant)
 
-    def _next(self) -> Job | None:
+    def _another(self, me: Thread, until: float) -> Job | None:
+        """What this thread would be back for at once: the next job, if it is due and the lead still lies free."""
+        with self._lock:
+            now = self._clock.monotonic()
+            if now >= until or self._stopping or not self._is_due(now):
+                return None
+            if not self._lead.free(now, self._heap[0][2].instant):
+                return None
+            job = self._pop()
+            if job and not job.quick:
+                self._lead.pass_on(False)
+        self._bursts.goes_on(me, now)
+        return job
+
+    def _next(self, me: Thread) -> Job | None:
         """The leader's sleep; None when the collector stops."""
+        begun = False
         while not self._stopping:
             with self._lock:
                 now = self._clock.monotonic()
-                if self._heap and self._heap[0][0] <= now + TOGETHER:
-                    job = heapq.heappop(self._heap)[2]
-                    if job.slow and self._slow_runs >= SLOW_MAX:
-                        self._park(job)
-                        continue
-                    job.running = True
-                    job.holds = job.slow
-                    self._slow_runs += job.holds
-                    return job
+                due = self._is_due(now)
+                if due and (begun or not self._heap[0][2].instant):
+                    if job := self._pop():
+                        return job
+                    continue
                 ready = self._ready()
-            self._rest(now, min(ready - now, LONGEST_SLEEP))
+            if due:
+                self._bursts.begin(me)  # as the leader: there is no use in others who wait as well
+            else:
+                self._bursts.end(me)
+                self._rest(now, min(ready - now, LONGEST_SLEEP))
+            begun = due
         return None
+
+    def _is_due(self, now: float) -> bool:
+        return bool(self._heap) and self._heap[0][0] <= now + TOGETHER
+
+    def _pop(self) -> Job | None:
+        """The first job, marked as running; None where it is slow and has to be put off."""
+        job = heapq.heappop(self._heap)[2]
+        if job.slow and self._slow_runs >= SLOW_MAX:
+            self._park(job)
+            return None
+        job.running = True
+        job.holds = job.slow
+        self._slow_runs += job.holds
+        return job
+
+    def _over(self, job: Job, me: Thread) -> bool:
+        """A run has ended; says whether it was given up meanwhile, so that another thread goes on with its job."""
+        if not self._runs.pop(me, None):
+            return True
+        job.running = False
+        self._unpark(job)
+        following = job.successor if job.cancelled else job
+        if following and not following.cancelled:
+            self._push(following)
+        return False
 
     def _rest(self, now: float, seconds: float) -> None:
         """The leader's wait; one that lasts longer than it should means that nothing ran meanwhile."""
@@ -277,8 +333,7 @@ class Collector:
             if passed := job.begin(now):
                 self._listener.skipped(job.definition, passed, job.stuck is None)
             if not reusable:
-                self._read(job, late, me)
-            now = self._clock.monotonic()
+                now = self._read(job, late, me)
             verdict = job.verdict
             if verdict and not job.cancelled and (verdict.status != job.pushed or job.push.is_due(now)):
                 self._emit(job, verdict)
@@ -287,12 +342,14 @@ class Collector:
                 if passed := job.end(self._clock.monotonic()):
                     self._listener.skipped(job.definition, passed, False)
 
-    def _read(self, job: Job, late: float, me: Thread) -> None:
+    def _read(self, job: Job, late: float, me: Thread) -> float:
+        """Looks and judges; returns the moment at which the look ended."""
         reading = self._look_at(job)
+        at = self._clock.monotonic()
         if me not in self._runs:
-            return  # given up while it hung
+            return at  # given up while it hung
         now = self._clock.now()
-        job.read_at, job.ended = self._clock.monotonic(), now
+        job.read_at, job.ended = at, now
         before, job.reading = job.reading, reading
         status = job.verdict.status if job.verdict else None
         verdict = job.verdict = judge(reading, job.definition.thresholds, self.on_target_fault)
@@ -304,6 +361,7 @@ class Collector:
             self._listener.ran(job.definition, reading, late, job.in_time)
         if reading.reason and (before is None or before.reason != reading.reason):
             log.info("Metric %s (%s) gives no value: %s", job.definition.id, job.definition.source_type, _why(reading))
+        return at
 
     def _look_at(self, job: Job) -> Reading:
         if job.stuck and job.stuck.thread.is_alive():

@@ -13,7 +13,8 @@ from observer_agent.model import Definition, Past, Reading, Status, Verdict
 from observer_agent.verdict import Grid, first_delay
 from observer_agent.worker import Thread
 
-QUICK_MS = 2.0  # a look that takes less is over at once
+QUICK_MS = 2.0  # a look that takes less is over before another thread has been woken
+INSTANT_MS = 0.5  # one that takes less has hardly waited for anything
 FORGET = 1.2  # by this factor the best time of a job grows with each look, so that an old one does not count for long
 PAST = 5  # readings that are remembered
 LATE_SHARE, LATE_MOST = 0.1, 1.0  # of the interval, and in seconds: a run that begins later than this is late
@@ -87,10 +88,16 @@ class Job:
         """Whether the next look is likely to be over at once."""
         return self.reading is not None and self.best_ms < QUICK_MS
 
+    @property
+    def instant(self) -> bool:
+        """Whether the next look is likely to wait for hardly anything but the interpreter."""
+        return self.reading is not None and self.best_ms < INSTANT_MS
+
     def reusable(self, now: float) -> bool:
         """Whether a forced push alone is due and may use the last reading: young, and not a row already."""
-        youth = min(self.definition.interval, self.definition.push_interval) / 2
-        return self.unused and not self.poll.is_due(now) and now - self.read_at < youth
+        if not self.unused or self.poll.is_due(now):
+            return False
+        return now - self.read_at < min(self.definition.interval, self.definition.push_interval) / 2
 
     def remember(self, at: float, reading: Reading, verdict: Verdict) -> None:
         """Keeps the reading that has just been judged."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from observer_agent import policy, probes
+from observer_agent.bursts import Bursts
 from observer_agent.clock import Clock
 from observer_agent.collector import Collector, Listener
 from observer_agent.config import Settings
@@ -69,6 +70,7 @@ class Looking:
         self.custom = probes.Registry(clock)
         self.otlp = probes.Receiver(settings, clock)
         self._disks = probes.Disks(clock)
+        self._bursts = Bursts(clock)
         self._prober = self._make_prober(settings, env)
         self.pulse = Pulse(clock)
         witnesses = Witnesses(clock, self.resolver, cloud_place)
@@ -128,6 +130,7 @@ class Looking:
             grow=grow,
             listener=self.listener,
             on_transition=self.evidence.offer,
+            bursts=self._bursts,
         )
 
     def _look(self, definition: Definition) -> Reading:

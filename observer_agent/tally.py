@@ -49,7 +49,7 @@ class Tally(Listener):
         if definition.problem:
             return
         name = definition.source_type
-        kind = self._kind(name)
+        kind = self._kinds.get(name) or self._kind(name)
         self.active.add(name)
         kind.ran()
         kind.lateness = late

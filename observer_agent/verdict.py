@@ -27,15 +27,11 @@ def judge(reading: Reading, thresholds: Thresholds | None, on_target_fault: Stat
         return Verdict(Status.NO_DATA, 0, reading.reason or "no_data")
     if not math.isfinite(reading.value):
         return Verdict(Status.NO_DATA, 0, "non_finite_value")
-    return Verdict(_status(reading.value, thresholds), reading.value, None)
-
-
-def _status(value: float, rules: Thresholds) -> Status:
-    if matches(rules.healthy_operation, value, rules.healthy_value):
-        return Status.HEALTHY
-    if matches(rules.unhealthy_operation, value, rules.unhealthy_value):
-        return Status.UNHEALTHY
-    return Status.DEGRADED
+    if matches(thresholds.healthy_operation, reading.value, thresholds.healthy_value):
+        return Verdict(Status.HEALTHY, reading.value, None)
+    if matches(thresholds.unhealthy_operation, reading.value, thresholds.unhealthy_value):
+        return Verdict(Status.UNHEALTHY, reading.value, None)
+    return Verdict(Status.DEGRADED, reading.value, None)
 
 
 def matches(operation: Operation, value: float, threshold: float) -> bool:
@@ -67,6 +63,8 @@ class Grid:
 
     def reach(self, now: float) -> int:
         """Moves on to the last moment that is due; returns how many passed before it."""
+        if now + TOGETHER < self.due + self.interval:
+            return 0
         n = max(self._n, math.floor((now + TOGETHER - self.start) / self.interval))
         passed = n - self._n
         self._n = n

@@ -13,7 +13,7 @@ FLOORS = {
     1: (
         "variables lighthousefile config logs notify selfmetrics backoff transport resolver verdict worker "
         "queuefile evidencefile accounts rows space rawpages rawrecords salvage nodes sections document policy job "
-        "lead pulse witness listener sentlog"
+        "bursts lead pulse witness listener sentlog"
     ).split(),
     2: ("probes", "diskqueue", "clouds", "relayqueue", "relaydoor"),
     3: ("collector", "sender", "heartbeat", "definitions", "broadcast", "keeper"),

@@ -1,0 +1,90 @@
+"""One burst at a time, in order; a burst that does not get on keeps nobody."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from observer_agent.bursts import PATIENCE, Bursts
+from observer_agent.clock import Clock
+
+WAIT = 20.0
+
+
+class Still(Clock):
+    """Its time passes when a test says so; its alarms are real."""
+
+    def __init__(self) -> None:
+        self.at = 100.0
+        self.monotonic = lambda: self.at  # type: ignore[method-assign, assignment]
+
+
+class Crowd:
+    """Threads that begin a burst each; `order` is who has begun."""
+
+    def __init__(self) -> None:
+        self.clock = Still()
+        self.bursts = Bursts(self.clock)
+        self.order: list[str] = []
+        self.me = threading.current_thread()
+        self.bursts.begin(self.me)
+
+    def come(self, name: str) -> threading.Thread:
+        """Another one wants its burst; returns once it waits."""
+        before = len(self.bursts._waiting)
+
+        def run() -> None:
+            self.bursts.begin(threading.current_thread())
+            self.order.append(name)
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread.start()
+        until(lambda: len(self.bursts._waiting) > before)
+        return thread
+
+
+def until(done: Callable[[], bool]) -> None:
+    pause, end = threading.Event(), time.monotonic() + WAIT
+    while not done():
+        assert time.monotonic() < end
+        pause.wait(0.001)
+
+
+def test_a_burst_waits_for_the_one_before_while_that_gets_on() -> None:
+    crowd = Crowd()
+    second = crowd.come("second")
+    for _ in range(5):
+        crowd.clock.at += PATIENCE * 0.9
+        crowd.bursts.goes_on(crowd.me, crowd.clock.at)
+        second.join(2 * PATIENCE)  # it looks at the clock meanwhile
+        assert crowd.order == []
+    crowd.bursts.end(crowd.me)
+    second.join(WAIT)
+    assert crowd.order == ["second"] and crowd.bursts._going is second
+
+
+def test_those_who_wait_have_their_turn_in_order() -> None:
+    crowd = Crowd()
+    names = ["a", "b", "c"]
+    threads = [crowd.come(name) for name in names]
+    for n, before in enumerate([crowd.me, *threads[:-1]]):
+        crowd.bursts.end(before)
+        threads[n].join(WAIT)
+        assert crowd.order == names[: n + 1]
+        assert crowd.bursts._going is threads[n]
+
+
+def test_one_that_does_not_get_on_keeps_nobody() -> None:
+    crowd = Crowd()
+    second, third = crowd.come("second"), crowd.come("third")
+    crowd.clock.at += PATIENCE
+    for thread in (second, third):
+        thread.join(WAIT)
+    assert sorted(crowd.order) == ["second", "third"]
+    assert crowd.bursts._going is crowd.me, "they went ahead without"
+    crowd.bursts.end(second)
+    assert crowd.bursts._going is crowd.me, "and have nothing to end"
+    crowd.bursts.end(crowd.me)
+    crowd.bursts.end(crowd.me)
+    assert crowd.bursts._going is None
