@@ -344,7 +344,7 @@ class Collector:
 
     def _read(self, job: Job, late: float, me: Thread) -> float:
         """Looks and judges; returns the moment at which the look ended."""
-        reading = self._look_at(job)
+        reading = self._look_at(job) if job.stuck else self._look(job.definition)
         at = self._clock.monotonic()
         if me not in self._runs:
             return at  # given up while it hung
@@ -364,6 +364,7 @@ class Collector:
         return at
 
     def _look_at(self, job: Job) -> Reading:
+        """Whose last look hangs is not looked at again before that has ended."""
         if job.stuck and job.stuck.thread.is_alive():
             return job.stuck.reading
         job.stuck = None

@@ -6,6 +6,7 @@ Collectors report from their threads; the local page and `status` read.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 
@@ -40,6 +41,7 @@ class Tally(Listener):
         self._clock = clock
         self._lock = threading.Lock()
         self._buckets: deque[list[float]] = deque()  # [begin, runs, starved]
+        self._bucket: list[float] = [-math.inf, 0, 0]  # the last of them
         self._warn = Throttle(clock, WARN)
         self._kinds: dict[str, _Kind] = {}
         self.active: set[str] = set()
@@ -57,7 +59,7 @@ class Tally(Listener):
             kind.late()
         if reading.reason:
             self._metrics.probes_failed.labels(name, reading.reason).inc()
-        self._note(1, 0)
+        self._note(1)
 
     def skipped(self, definition: Definition, slots: int, starved: bool) -> None:
         """Slots went by without a run: for want of a thread (`starved`), or because the run before was still going."""
@@ -90,14 +92,16 @@ class Tally(Listener):
             kind = self._kinds[name] = _Kind(self._metrics, name)
         return kind
 
-    def _note(self, runs: int, starved: int) -> None:
+    def _note(self, runs: int, starved: int = 0) -> None:
         now = self._clock.monotonic()
         with self._lock:
-            if not self._buckets or now - self._buckets[-1][0] >= BUCKET:
+            bucket = self._bucket
+            if now - bucket[0] >= BUCKET:
                 self._forget(now)
-                self._buckets.append([now, 0, 0])
-            self._buckets[-1][1] += runs
-            self._buckets[-1][2] += starved
+                bucket = self._bucket = [now, 0, 0]
+                self._buckets.append(bucket)
+            bucket[1] += runs
+            bucket[2] += starved
 
     def _forget(self, now: float) -> None:
         while self._buckets and now - self._buckets[0][0] >= WINDOW:

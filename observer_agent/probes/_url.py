@@ -38,8 +38,9 @@ class Url(NamedTuple):
     @property
     def authority(self) -> str:
         """The value of the header Host: IPv6 in brackets, the port only where it is not the scheme's own."""
-        bare = self.host.partition("%")[0]
-        host = f"[{bare}]" if ":" in bare else bare
+        host = self.host
+        if ":" in host:
+            host = f"[{host.partition('%')[0]}]"
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
