@@ -68,7 +68,9 @@ def engine():
         yield made
         made.podman("rm", "--all", "--force", "--time", "1", check=False)
     finally:
-        until(lambda: cleared(folder), f"{folder} is taken away", 60.0, lambda: Path("/proc/self/mountinfo").read_text())
+        until(
+            lambda: cleared(folder), f"{folder} is taken away", 60.0, lambda: Path("/proc/self/mountinfo").read_text()
+        )
 
 
 def cleared(folder):
