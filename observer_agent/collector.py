@@ -246,18 +246,25 @@ class Collector:
             with self._lock:
                 now = self._clock.monotonic()
                 due = self._is_due(now)
-                if due and (begun or not self._heap[0][2].instant):
+                if due and (begun or not self._heap[0][2].instant or not self._lead.waiting):
                     if job := self._pop():
                         return job
                     continue
                 ready = self._ready()
             if due:
-                self._bursts.begin(me)  # as the leader: there is no use in others who wait as well
+                self._queue_up(me, now)
             else:
                 self._bursts.end(me)
                 self._rest(now, min(ready - now, LONGEST_SLEEP))
             begun = due
         return None
+
+    def _queue_up(self, me: Thread, now: float) -> None:
+        """Waits for a burst's turn, as the leader: there is no use in others who wait as well."""
+        self._bursts.begin(me)
+        after = self._clock.monotonic()
+        if after - now >= STILL:
+            self._stand(after, after - now, 0.0)
 
     def _is_due(self, now: float) -> bool:
         return bool(self._heap) and self._heap[0][0] <= now + TOGETHER
@@ -333,7 +340,8 @@ class Collector:
             if passed := job.begin(now):
                 self._listener.skipped(job.definition, passed, job.stuck is None)
             if not reusable:
-                now = self._read(job, late, me)
+                self._read(job, late, me)
+            now = self._clock.monotonic()
             verdict = job.verdict
             if verdict and not job.cancelled and (verdict.status != job.pushed or job.push.is_due(now)):
                 self._emit(job, verdict)
@@ -342,14 +350,12 @@ class Collector:
                 if passed := job.end(self._clock.monotonic()):
                     self._listener.skipped(job.definition, passed, False)
 
-    def _read(self, job: Job, late: float, me: Thread) -> float:
-        """Looks and judges; returns the moment at which the look ended."""
+    def _read(self, job: Job, late: float, me: Thread) -> None:
         reading = self._look_at(job) if job.stuck else self._look(job.definition)
-        at = self._clock.monotonic()
         if me not in self._runs:
-            return at  # given up while it hung
+            return  # given up while it hung
         now = self._clock.now()
-        job.read_at, job.ended = at, now
+        job.read_at, job.ended = self._clock.monotonic(), now
         before, job.reading = job.reading, reading
         status = job.verdict.status if job.verdict else None
         verdict = job.verdict = judge(reading, job.definition.thresholds, self.on_target_fault)
@@ -361,7 +367,6 @@ class Collector:
             self._listener.ran(job.definition, reading, late, job.in_time)
         if reading.reason and (before is None or before.reason != reading.reason):
             log.info("Metric %s (%s) gives no value: %s", job.definition.id, job.definition.source_type, _why(reading))
-        return at
 
     def _look_at(self, job: Job) -> Reading:
         """Whose last look hangs is not looked at again before that has ended."""

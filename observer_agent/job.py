@@ -15,6 +15,7 @@ from observer_agent.worker import Thread
 
 QUICK_MS = 2.0  # a look that takes less is over before another thread has been woken
 INSTANT_MS = 0.5  # one that takes less has hardly waited for anything
+SHORTEST_MS = 0.05  # what a best time counts as at least: one of nothing could not grow
 FORGET = 1.2  # by this factor the best time of a job grows with each look, so that an old one does not count for long
 PAST = 5  # readings that are remembered
 LATE_SHARE, LATE_MOST = 0.1, 1.0  # of the interval, and in seconds: a run that begins later than this is late
@@ -86,12 +87,12 @@ class Job:
     @property
     def quick(self) -> bool:
         """Whether the next look is likely to be over at once."""
-        return self.reading is not None and self.best_ms < QUICK_MS
+        return self.reading is not None and self.best_ms < QUICK_MS and not self.slow
 
     @property
     def instant(self) -> bool:
         """Whether the next look is likely to wait for hardly anything but the interpreter."""
-        return self.reading is not None and self.best_ms < INSTANT_MS
+        return self.reading is not None and self.best_ms < INSTANT_MS and not self.slow
 
     def reusable(self, now: float) -> bool:
         """Whether a forced push alone is due and may use the last reading: young, and not a row already."""
@@ -102,7 +103,8 @@ class Job:
     def remember(self, at: float, reading: Reading, verdict: Verdict) -> None:
         """Keeps the reading that has just been judged."""
         took = reading.duration_ms
-        self.best_ms = min(took, self.best_ms * FORGET) if self.past else took
+        if not self.stuck:
+            self.best_ms = min(took, max(self.best_ms, SHORTEST_MS) * FORGET) if self.past else took
         reason = reading.reason or verdict.reason
         fresh = Past(at, verdict.status, reading.value, reason, took)
         self.past = (*self.past[1 - PAST :], fresh)

@@ -79,12 +79,13 @@ class Pools:
 
     def _collector(self, name: str) -> Collector:
         with self._lock:
-            known = self._collectors.get(name)
-            if known:
-                return known
-            collector = self._collectors[name] = self._make(lambda: self._grow(name))
-            self._workers[name] = []
-        self._grow(name)
+            collector = self._collectors.get(name)
+            if collector is None:
+                collector = self._collectors[name] = self._make(lambda: self._grow(name))
+                self._workers[name] = []
+            threads = len(self._workers[name])
+        if not threads:
+            self._grow(name)
         return collector
 
     def _grow(self, name: str) -> bool:
@@ -95,7 +96,15 @@ class Pools:
                 return False
             worker = self._worker(f"probe-{name}-{len(pool)}", self._collectors[name])
             pool.append(worker)
-        self._supervisor.add(worker)
+        try:
+            self._supervisor.add(worker)
+        except RuntimeError:  # the system gives no thread
+            with self._lock:
+                pool.remove(worker)
+            self._supervisor.remove([worker])
+            if not pool:
+                raise
+            return False
         return True
 
     def _is_full(self, pool: list[Worker]) -> bool:

@@ -1,4 +1,4 @@
-"""One burst at a time, in order; a burst that does not get on keeps nobody."""
+"""One burst at a time, in order; a burst that does not get on loses its turn."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from observer_agent.bursts import PATIENCE, Bursts
+from observer_agent.bursts import LONGEST, PATIENCE, Bursts
 from observer_agent.clock import Clock
 
 WAIT = 20.0
@@ -75,16 +75,34 @@ def test_those_who_wait_have_their_turn_in_order() -> None:
         assert crowd.bursts._going is threads[n]
 
 
-def test_one_that_does_not_get_on_keeps_nobody() -> None:
+def test_one_that_does_not_get_on_loses_its_turn() -> None:
     crowd = Crowd()
-    second, third = crowd.come("second"), crowd.come("third")
+    second = crowd.come("second")
     crowd.clock.at += PATIENCE
-    for thread in (second, third):
-        thread.join(WAIT)
-    assert sorted(crowd.order) == ["second", "third"]
-    assert crowd.bursts._going is crowd.me, "they went ahead without"
-    crowd.bursts.end(second)
-    assert crowd.bursts._going is crowd.me, "and have nothing to end"
+    second.join(WAIT)
+    assert crowd.order == ["second"] and crowd.bursts._going is second
+    crowd.bursts.goes_on(crowd.me, crowd.clock.at)
+    crowd.bursts.end(crowd.me)
+    assert crowd.bursts._going is second, "and has nothing to end"
+    crowd.clock.at += PATIENCE
+    crowd.bursts.begin(crowd.me)  # without a wait: nobody else is there, and the second hangs as well
+    assert crowd.bursts._going is crowd.me
     crowd.bursts.end(crowd.me)
     crowd.bursts.end(crowd.me)
     assert crowd.bursts._going is None
+
+
+def test_nobody_waits_for_ever_though_others_get_on() -> None:
+    crowd = Crowd()
+    second, third = crowd.come("second"), crowd.come("third")
+    for _ in range(round(LONGEST / PATIENCE) + 1):
+        crowd.clock.at += PATIENCE * 0.9
+        crowd.bursts.goes_on(crowd.me, crowd.clock.at)
+    assert crowd.order == []
+    crowd.clock.at += PATIENCE * 0.9
+    crowd.bursts.goes_on(crowd.me, crowd.clock.at)
+    for thread in (second, third):
+        thread.join(WAIT)
+    assert crowd.bursts._going is crowd.me, "they go without"
+    crowd.bursts.end(second)
+    assert crowd.bursts._going is crowd.me, "and have nothing to end"

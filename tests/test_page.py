@@ -112,12 +112,18 @@ def stage():
 
 
 def until(what, seconds=20.0):
-    end, pause = time.monotonic() + seconds, threading.Event()
+    """What it gives at last. Between two documents the driver answers with errors of several kinds: not yet."""
+    from selenium.common.exceptions import WebDriverException
+
+    end, pause, refused = time.monotonic() + seconds, threading.Event(), None
     while time.monotonic() < end:
-        if found := what():
-            return found
+        try:
+            if found := what():
+                return found
+        except WebDriverException as error:
+            refused = error
         pause.wait(0.05)
-    raise AssertionError(f"not within {seconds} s")
+    raise AssertionError(f"not within {seconds} s") from refused
 
 
 def run(browser, script, *arguments):
