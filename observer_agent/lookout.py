@@ -7,6 +7,7 @@ witnesses, one that was taken while the agent itself was not let run is taken ag
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -24,7 +25,7 @@ NETWORK, STALLED, NO_FILES = "agent_network", "agent_stalled", "EMFILE"
 WARN = 60.0
 STARVED = 2.0  # threads that wait for a processor, on average: a machine that is merely busy has fewer
 STALL_SHARE = 0.5  # of a look: more than that without being let run spoils it
-LONGEST = 65.0  # seconds that a look and its repetition may take together
+LONGEST = 65.0  # seconds that a look and its repetitions may take together
 _OURS = (Fault.AGENT, Fault.CONFIG, Fault.POLICY)
 
 Look = Callable[[Definition], Reading]
@@ -58,6 +59,7 @@ class Lookout:
         self._lock = threading.Lock()
         self._bad: dict[str, Status] = {}  # definitions whose bad news is known to be their target's
         self._blind: dict[Kind, Blindness] = {}
+        self._back: dict[Kind, float] = {}  # when it last saw again
         self._warn = Throttle(clock, WARN)
 
     def look(self, definition: Definition) -> Reading:
@@ -86,14 +88,17 @@ class Lookout:
 
     def _doubt(self, definition: Definition, seen: Seen) -> Reading:
         """Bad news of a target that was well: is it the target, or is it us?"""
+        first = seen.begin
         if (seen.reading.silent or seen.reading.value is not None) and self._lamed(seen):
-            seen = self._again(definition, seen)
+            seen = self._again(definition, seen, first)
             if text := self._lamed(seen):
                 return _blamed(seen.reading, STALLED, text)
         if seen.reading.silent:
             finding = self._ask(seen.reading)
             if not finding.blind and not self._witnesses.covered(seen.reading.address, seen.begin, seen.end):
-                seen = self._again(definition, seen)
+                seen = self._again(definition, seen, first)
+                if seen.reading.silent and self._was_blind(seen):
+                    seen = self._again(definition, seen, first)
                 if seen.reading.silent and (text := self._lamed(seen)):
                     return _blamed(seen.reading, STALLED, text)
                 finding = self._ask(seen.reading) if seen.reading.silent else finding
@@ -125,9 +130,14 @@ class Lookout:
         begin = self._clock.monotonic()
         return Seen(self._look(definition), begin, self._clock.monotonic())
 
-    def _again(self, definition: Definition, seen: Seen) -> Seen:
-        """Looks once more where time allows."""
-        spent = self._clock.monotonic() - seen.begin
+    def _was_blind(self, seen: Seen) -> bool:
+        """Whether this machine was blind when a look began: what was sent then may be lost, though others answer."""
+        kind = kind_of(seen.reading.address)
+        return kind in self._blind or self._back.get(kind, -math.inf) >= seen.begin
+
+    def _again(self, definition: Definition, seen: Seen, first: float) -> Seen:
+        """Looks once more where the time since the first look allows."""
+        spent = self._clock.monotonic() - first
         return self._take(definition) if spent + getattr(definition.config, "timeout", 0.0) <= LONGEST else seen
 
     def _ask(self, reading: Reading) -> Finding:
@@ -172,6 +182,7 @@ class Lookout:
             return
         with self._lock:
             blind = self._blind.pop(kind, None)
+            self._back[kind] = self._clock.monotonic()
         if blind and blind.told:
             log.info("This machine sees again, after %.0f s", self._clock.now() - blind.since)
 

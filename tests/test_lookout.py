@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -124,18 +125,37 @@ def test_answers_of_others_all_through_the_look_make_a_second_one_needless():
 
 
 @pytest.mark.slow
+@contextmanager
+def full():
+    """A listener that answers no connection, and its port; a refusal comes from there when it is closed."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        port = listener.getsockname()[1]
+        for each in [stack.enter_context(socket.socket()) for _ in range(3)]:
+            each.setblocking(False)
+            each.connect_ex(("127.0.0.1", port))
+        yield port
+
+
+def test_a_second_look_that_began_before_the_network_was_back_is_not_the_last():
+    stage = Stage(SILENT, clock=Clock())
+    with full() as port:
+        stage.witnesses.note(f"127.0.0.1:{port}")
+        assert stage.look().reason == "agent_network"
+    stage.clock.alarm().wait(1.05)  # what the witnesses said a moment ago is good for a second
+    stage.script, stage.looks = [SILENT, SILENT, WELL], 0
+    assert stage.look("n") == WELL and stage.looks == 3
+    stage.script, stage.looks = [SILENT], 0
+    assert stage.look("o") == SILENT and stage.looks == 2, "all is well since: the target is dead"
+
+
 def test_no_witness_that_answers_is_our_own_blindness(caught):
     with refused_port() as port:
         stage = Stage(SILENT, clock=Clock())
         stage.witnesses.note(f"127.0.0.1:{port}")
         assert stage.look() == SILENT  # a refusal is an answer: the network works
 
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
-        port = full.getsockname()[1]
-        held = [socket.socket() for _ in range(3)]
-        for each in held:
-            each.setblocking(False)
-            each.connect_ex(("127.0.0.1", port))
+    with full() as port:
         stage = Stage(SILENT, clock=Clock())
         stage.witnesses.note(f"127.0.0.1:{port}")
         for name in ("m", "n"):
@@ -144,8 +164,6 @@ def test_no_witness_that_answers_is_our_own_blindness(caught):
             assert f"127.0.0.1:{port}" in reading.detail["error"] and reading.detail["seen"] == "ETIMEDOUT"
         assert "this machine sees nothing since" in stage.lookout.blindness()
         assert caught.text.count("This machine sees nothing") == 1
-        for each in held:
-            each.close()
     stage.script = [WELL]
     assert stage.look() == WELL
     assert stage.lookout.blindness() is None
