@@ -32,7 +32,7 @@ salvage.py        what those records mean, into a new queue file
 nodes.py          YAML text to values that remember their lines
 policy.py         the operator's policy: what probes may reach and use
 job.py            one definition's schedule, memory and account of slots
-bursts.py         one burst of quick looks at a time, of all pools together
+bursts.py         one burst of instant looks at a time, of all pools together
 lead.py           which thread of a pool waits for the next job
 pulse.py          notices that the agent itself was not let run
 witness.py        addresses that answered a while ago, asked again when a target is silent

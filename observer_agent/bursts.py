@@ -12,7 +12,7 @@ from collections import deque
 from observer_agent.clock import Alarm, Clock
 from observer_agent.worker import Thread
 
-PATIENCE = 0.01
+PATIENCE = 0.01  # seconds, as LONGEST
 LONGEST = 0.1
 
 

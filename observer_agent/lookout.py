@@ -66,7 +66,7 @@ class Lookout:
         """One look, and a second one where the first may have been the agent's own trouble."""
         begin = self._clock.monotonic()
         reading = self._look(definition)
-        if definition.problem or (reading.value is None and _is_ours(reading)):
+        if definition.problem or _is_ours(reading):
             return reading
         status = judge(reading, definition.thresholds).status
         if status is Status.HEALTHY and not reading.silent:

@@ -6,7 +6,6 @@ Collectors report from their threads; the local page and `status` read.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections import deque
 
@@ -41,7 +40,6 @@ class Tally(Listener):
         self._clock = clock
         self._lock = threading.Lock()
         self._buckets: deque[list[float]] = deque()  # [begin, runs, starved]
-        self._bucket: list[float] = [-math.inf, 0, 0]  # the last of them
         self._warn = Throttle(clock, WARN)
         self._kinds: dict[str, _Kind] = {}
         self.active: set[str] = set()
@@ -51,7 +49,7 @@ class Tally(Listener):
         if definition.problem:
             return
         name = definition.source_type
-        kind = self._kinds.get(name) or self._kind(name)
+        kind = self._kind(name)
         self.active.add(name)
         kind.ran()
         kind.lateness = late
@@ -95,10 +93,10 @@ class Tally(Listener):
     def _note(self, runs: int, starved: int = 0) -> None:
         now = self._clock.monotonic()
         with self._lock:
-            bucket = self._bucket
-            if now - bucket[0] >= BUCKET:
+            bucket = self._buckets[-1] if self._buckets else None
+            if bucket is None or now - bucket[0] >= BUCKET:
                 self._forget(now)
-                bucket = self._bucket = [now, 0, 0]
+                bucket = [now, 0, 0]
                 self._buckets.append(bucket)
             bucket[1] += runs
             bucket[2] += starved

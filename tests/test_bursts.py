@@ -7,17 +7,17 @@ import time
 from collections.abc import Callable
 
 from observer_agent.bursts import LONGEST, PATIENCE, Bursts
-from observer_agent.clock import Clock
+from observer_agent.clock import Alarm
+from tests.fakes import FakeClock
 
 WAIT = 20.0
 
 
-class Still(Clock):
+class Still(FakeClock):
     """Its time passes when a test says so; its alarms are real."""
 
-    def __init__(self) -> None:
-        self.at = 100.0
-        self.monotonic = lambda: self.at  # type: ignore[method-assign, assignment]
+    def alarm(self) -> Alarm:
+        return Alarm()
 
 
 class Crowd:
@@ -55,8 +55,8 @@ def test_a_burst_waits_for_the_one_before_while_that_gets_on() -> None:
     crowd = Crowd()
     second = crowd.come("second")
     for _ in range(5):
-        crowd.clock.at += PATIENCE * 0.9
-        crowd.bursts.goes_on(crowd.me, crowd.clock.at)
+        crowd.clock.advance(PATIENCE * 0.9)
+        crowd.bursts.goes_on(crowd.me, crowd.clock.monotonic())
         second.join(2 * PATIENCE)  # it looks at the clock meanwhile
         assert crowd.order == []
     crowd.bursts.end(crowd.me)
@@ -78,13 +78,13 @@ def test_those_who_wait_have_their_turn_in_order() -> None:
 def test_one_that_does_not_get_on_loses_its_turn() -> None:
     crowd = Crowd()
     second = crowd.come("second")
-    crowd.clock.at += PATIENCE
+    crowd.clock.advance(2 * PATIENCE)
     second.join(WAIT)
     assert crowd.order == ["second"] and crowd.bursts._going is second
-    crowd.bursts.goes_on(crowd.me, crowd.clock.at)
+    crowd.bursts.goes_on(crowd.me, crowd.clock.monotonic())
     crowd.bursts.end(crowd.me)
     assert crowd.bursts._going is second, "and has nothing to end"
-    crowd.clock.at += PATIENCE
+    crowd.clock.advance(2 * PATIENCE)
     crowd.bursts.begin(crowd.me)  # without a wait: nobody else is there, and the second hangs as well
     assert crowd.bursts._going is crowd.me
     crowd.bursts.end(crowd.me)
@@ -96,11 +96,11 @@ def test_nobody_waits_for_ever_though_others_get_on() -> None:
     crowd = Crowd()
     second, third = crowd.come("second"), crowd.come("third")
     for _ in range(round(LONGEST / PATIENCE) + 1):
-        crowd.clock.at += PATIENCE * 0.9
-        crowd.bursts.goes_on(crowd.me, crowd.clock.at)
+        crowd.clock.advance(PATIENCE * 0.9)
+        crowd.bursts.goes_on(crowd.me, crowd.clock.monotonic())
     assert crowd.order == []
-    crowd.clock.at += PATIENCE * 0.9
-    crowd.bursts.goes_on(crowd.me, crowd.clock.at)
+    crowd.clock.advance(PATIENCE * 0.9)
+    crowd.bursts.goes_on(crowd.me, crowd.clock.monotonic())
     for thread in (second, third):
         thread.join(WAIT)
     assert crowd.bursts._going is crowd.me, "they go without"

@@ -124,7 +124,6 @@ def test_answers_of_others_all_through_the_look_make_a_second_one_needless():
     assert stage.look() == SILENT and stage.looks == 1
 
 
-@pytest.mark.slow
 @contextmanager
 def full():
     """A listener that answers no connection, and its port; a refusal comes from there when it is closed."""
@@ -137,6 +136,7 @@ def full():
         yield port
 
 
+@pytest.mark.slow
 def test_a_second_look_that_began_before_the_network_was_back_is_not_the_last():
     stage = Stage(SILENT, clock=Clock())
     with full() as port:
@@ -149,6 +149,7 @@ def test_a_second_look_that_began_before_the_network_was_back_is_not_the_last():
     assert stage.look("o") == SILENT and stage.looks == 2, "all is well since: the target is dead"
 
 
+@pytest.mark.slow
 def test_no_witness_that_answers_is_our_own_blindness(caught):
     with refused_port() as port:
         stage = Stage(SILENT, clock=Clock())
